@@ -1,0 +1,15 @@
+"""The exceptions that a user of the broadcast can see."""
+
+from __future__ import annotations
+
+
+class BroadcastError(Exception):
+    """The base of every exception that the broadcast raises to a user."""
+
+
+class ConfigurationError(BroadcastError, ValueError):
+    """A setting, a consumer or an option is wrong.
+
+    Raised on the line that is wrong: the decorator's for a consumer, and while
+    the worker starts for a setting, so that none starts half configured.
+    """

@@ -1,0 +1,206 @@
+"""What can happen to a job: the event types.
+
+Every event is frozen and tells all there is to know by itself, so that it can
+be read on any thread, at any time, without asking Celery. None holds an
+exception, a traceback or a request: those keep the job's memory alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+# The job's own data, and what may be as private: in an event, but in no log line.
+_KEPT_OUT_OF_REPR = frozenset({"args", "kwargs", "headers", "result", "traceback"})
+
+
+class JobEvent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Something happened to one attempt to run a job; the base of all events.
+
+    `args`, `kwargs` and `result` are the job's own objects, not copies: read
+    them, don't change them. They are None with `broadcast_payload = False`.
+
+    Attributes:
+        task_id: the id of the job; "" if Celery gave none. A retry and a
+            redelivery are further attempts under the same id.
+        task_name: the registered name, such as "shop.tasks.charge".
+        args: positional arguments, as the task got them.
+        kwargs: keyword arguments, as the task got them.
+        queue: the name of the queue the job came from. None for an eager job,
+            and where only a pattern binds the queue: then `exchange` and
+            `routing_key` say what is known.
+        exchange: the exchange the message was published to; "" is the default one.
+        routing_key: the routing key the message was published with.
+        retries: how many attempts were retried before this one.
+        root_id: the id of the first job of the workflow.
+        parent_id: the id of the job that sent this one.
+        group_id: the id of the group that the job is a member of.
+        worker: the name of the node, such as "celery@web-1".
+        pid: the process that ran the attempt.
+        headers: the headers that the sender of the job added.
+        started_at: when the attempt started, in seconds since 1970, UTC. None
+            if it never did: then it was revoked or had expired.
+    """
+
+    task_id: str
+    task_name: str
+    args: Sequence[Any] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    retries: int = 0
+    root_id: str | None = None
+    parent_id: str | None = None
+    group_id: str | None = None
+    worker: str = ""
+    pid: int = 0
+    headers: Mapping[str, Any] | None = None
+    started_at: float | None = None
+
+    def __str__(self) -> str:
+        """Name the event in a log line: "JobFailed shop.tasks.charge[5f3c...]"."""
+        return f"{type(self).__name__} {self.task_name}[{self.task_id}]"
+
+    def __repr__(self) -> str:
+        """Show every field but those with the job's own data in them."""
+        shown = (
+            f"{name}={getattr(self, name)!r}"
+            for name in self.__struct_fields__
+            if name not in _KEPT_OUT_OF_REPR
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class JobStarted(JobEvent, frozen=True, kw_only=True, tag=True):
+    """An attempt starts."""
+
+
+class JobEnded(JobEvent, frozen=True, kw_only=True, tag=True):
+    """An attempt ended; the base of every end, of which an attempt has one.
+
+    Attributes:
+        state: Celery's word for the outcome, such as "SUCCESS".
+        ended_at: when it ended, in seconds since 1970, UTC.
+        runtime: how long it ran, in seconds of the monotonic clock; 0.0 if it
+            never started.
+    """
+
+    state: str
+    ended_at: float
+    runtime: float
+
+
+class JobFinished(JobEnded, frozen=True, kw_only=True, tag=True):
+    """The attempt returned.
+
+    Attributes:
+        result: what it returned, the object itself.
+    """
+
+    state: str = "SUCCESS"
+    result: Any = None
+
+
+class JobFailed(JobEnded, frozen=True, kw_only=True, tag=True):
+    """The attempt failed for good: no further one follows.
+
+    It raised, ran out of retries, passed its time limit, lost its process,
+    called `sys.exit`, or gave a result that can't be encoded.
+
+    Attributes:
+        exception_class: the class of the exception. Never an instance: that
+            would keep the job's memory alive.
+        exception_type: its qualified name, such as "shop.errors.CardDeclined".
+        exception_message: the exception as text.
+        traceback: the traceback as text, at most `broadcast_traceback_limit`
+            characters, of which the last are kept.
+    """
+
+    state: str = "FAILURE"
+    exception_class: type[BaseException]
+    exception_type: str
+    exception_message: str
+    traceback: str = ""
+
+
+class JobRetried(JobEnded, frozen=True, kw_only=True, tag=True):
+    """The attempt failed and another follows, or a cold shutdown sent it back.
+
+    Attributes:
+        exception_class: the class of the exception that asked for the retry;
+            `celery.exceptions.Retry` if there was no other.
+        exception_type: its qualified name.
+        exception_message: the exception as text.
+        traceback: the traceback as text, limited as in `JobFailed`.
+        eta: when the next attempt is due, in seconds since 1970, UTC; None if
+            Celery didn't say.
+    """
+
+    state: str = "RETRY"
+    exception_class: type[BaseException]
+    exception_type: str
+    exception_message: str
+    traceback: str = ""
+    eta: float | None = None
+
+
+class JobRejected(JobEnded, frozen=True, kw_only=True, tag=True):
+    """The task raised `celery.exceptions.Reject`.
+
+    Attributes:
+        requeue: whether the message goes back to its queue.
+    """
+
+    state: str = "REJECTED"
+    requeue: bool = False
+
+
+class JobIgnored(JobEnded, frozen=True, kw_only=True, tag=True):
+    """The task raised `celery.exceptions.Ignore`."""
+
+    state: str = "IGNORED"
+
+
+class JobRevoked(JobEnded, frozen=True, kw_only=True, tag=True):
+    """The job was revoked.
+
+    If it had not started, there was no `JobStarted` and `started_at` is None.
+
+    Attributes:
+        terminated: whether it was running and was stopped.
+        expired: whether it was dropped because its expiry time had passed.
+    """
+
+    state: str = "REVOKED"
+    terminated: bool = False
+    expired: bool = False
+
+
+class JobLost(JobEnded, frozen=True, kw_only=True, tag=True):
+    """The process died under the attempt and the broker delivers the job again.
+
+    Only a task with `acks_late` and `reject_on_worker_lost` can be lost; any
+    other whose process dies has failed. Celery has no state for it: for
+    Celery the job is as pending as it was.
+    """
+
+    state: str = "PENDING"
+
+
+#: Every event type that an attempt can give, by its name.
+EVENT_TYPES: Mapping[str, type[JobEvent]] = {
+    event_type.__name__: event_type
+    for event_type in (
+        JobStarted,
+        JobFinished,
+        JobFailed,
+        JobRetried,
+        JobRejected,
+        JobIgnored,
+        JobRevoked,
+        JobLost,
+    )
+}

@@ -1,0 +1,200 @@
+"""What a user can set: read from Celery's configuration, checked, frozen."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from celery_broadcast.errors import ConfigurationError
+
+#: What a full mailbox can do, and what each choice keeps.
+OVERFLOW_POLICIES = ("drop_oldest", "drop_newest")
+
+ENABLED_VARIABLE = "CELERY_BROADCAST_ENABLED"
+
+_TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
+_FALSE = frozenset({"0", "false", "no", "off", "n", "f", ""})
+_LONGEST_DRAIN_SECONDS = 86_400.0
+
+
+def check_flag(setting: str, value: object) -> bool:
+    """Return the flag that `value` means: a bool, 0, 1, or a word for one.
+
+    Raises:
+        ConfigurationError: it means neither.
+    """
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower() if isinstance(value, str | int) else None
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    msg = f"{setting} must be True or False (or 1, 0, yes, no, on, off), got {value!r}."
+    raise ConfigurationError(msg)
+
+
+def check_mailbox_size(setting: str, value: object) -> int | None:
+    """Return the number of events a mailbox holds; None is without a bound.
+
+    Raises:
+        ConfigurationError: it is neither None nor a whole number of 1 or more.
+    """
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    msg = f"{setting} must be a number of events of 1 or more, or None for no bound, got {value!r}."
+    raise ConfigurationError(msg)
+
+
+def check_overflow(setting: str, value: object) -> str:
+    """Return the overflow policy.
+
+    Raises:
+        ConfigurationError: it is no policy.
+    """
+    if isinstance(value, str) and value in OVERFLOW_POLICIES:
+        return value
+    msg = (
+        f"{setting}={value!r} is not a policy. "
+        "Use 'drop_oldest' (keep the newest events) or 'drop_newest' (keep the oldest)."
+    )
+    raise ConfigurationError(msg)
+
+
+def check_seconds(setting: str, value: object) -> float:
+    """Return a time in seconds, of 0 or more and at most a day.
+
+    Raises:
+        ConfigurationError: it is no such number.
+    """
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and 0 <= value <= _LONGEST_DRAIN_SECONDS
+    ):
+        return float(value)
+    msg = f"{setting} must be a number of seconds of 0 or more (at most a day), got {value!r}."
+    raise ConfigurationError(msg)
+
+
+def _check_characters(setting: str, value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    msg = f"{setting} must be a number of characters of 0 or more, got {value!r}."
+    raise ConfigurationError(msg)
+
+
+def _check_event_names(setting: str, value: object) -> tuple[str, ...] | None:
+    """Return the names of event types; which names exist is known to events.py alone."""
+    if value is None:
+        return None
+    if isinstance(value, str | type) or not isinstance(value, list | tuple | set | frozenset):
+        msg = f"{setting} must be a list of event types or of their names, got {value!r}."
+        raise ConfigurationError(msg)
+    for item in value:
+        if not isinstance(item, str | type):
+            msg = f"{setting} must hold event types or their names, got {item!r} in it."
+            raise ConfigurationError(msg)
+    return tuple(item if isinstance(item, str) else item.__name__ for item in value)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked settings of one process.
+
+    Attributes:
+        enabled: whether the broadcast is on.
+        mailbox_size: events per consumer and process; None is without a bound.
+        overflow: what a full mailbox drops, "drop_oldest" or "drop_newest".
+        drain_timeout: seconds that a stopping process gives its consumers.
+        payload: whether events carry `args`, `kwargs` and `result`.
+        traceback_limit: characters of a traceback that are kept.
+        events: names of the event types that are produced; None is all.
+    """
+
+    enabled: bool = False
+    mailbox_size: int | None = 10_000
+    overflow: str = "drop_oldest"
+    drain_timeout: float = 5.0
+    payload: bool = True
+    traceback_limit: int = 10_000
+    events: tuple[str, ...] | None = None
+
+
+_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+    "enabled": check_flag,
+    "mailbox_size": check_mailbox_size,
+    "overflow": check_overflow,
+    "drain_timeout": check_seconds,
+    "payload": check_flag,
+    "traceback_limit": _check_characters,
+    "events": _check_event_names,
+}
+
+
+def load(
+    configuration: Mapping[str, Any],
+    environment: Mapping[str, str],
+    namespace: str | None = None,
+) -> Settings:
+    """Read the settings from Celery's configuration and from the environment.
+
+    Both spellings count, `broadcast_enabled` and `CELERY_BROADCAST_ENABLED`,
+    and with `app.config_from_object(..., namespace="SHOP")` also
+    `SHOP_BROADCAST_ENABLED`. In the environment only `CELERY_BROADCAST_ENABLED`
+    is read, and it beats the configuration.
+
+    Raises:
+        ConfigurationError: a setting doesn't exist, has a wrong value, or is
+            given twice with different values.
+    """
+    given: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for key in configuration:
+        name = _setting_name(key, namespace)
+        if name is None:
+            continue
+        value = _CHECKS[name](key, configuration[key])
+        if name in given and given[name] != value:
+            msg = (
+                f"{spelled[name]} and {key} are the same setting with different values, "
+                f"{configuration[spelled[name]]!r} and {configuration[key]!r}. Remove one."
+            )
+            raise ConfigurationError(msg)
+        given[name], spelled[name] = value, key
+    if ENABLED_VARIABLE in environment:
+        variable = f"the environment variable {ENABLED_VARIABLE}"
+        given["enabled"] = check_flag(variable, environment[ENABLED_VARIABLE])
+    return Settings(**given)
+
+
+def _setting_name(key: str, namespace: str | None) -> str | None:
+    """Return the name that a key of the configuration sets; None if it isn't ours.
+
+    Raises:
+        ConfigurationError: it is spelled as ours, but there is no such setting.
+    """
+    prefixes = {"", "celery_", f"{namespace or 'celery'}_".lower()}
+    for prefix in prefixes:
+        before, found, name = key.lower().partition(f"{prefix}broadcast")
+        if not before and found and (not name or name.startswith("_")):
+            break
+    else:
+        return None
+    name = name[1:]
+    if name in _CHECKS:
+        return name
+    start = key[: len(key) - len(name)] if name else f"{key}_"
+    known = [f"{start}{field.name}" for field in fields(Settings)]
+    if key.isupper():
+        known = [name.upper() for name in known]
+    close = difflib.get_close_matches(key, known, n=1)
+    remedy = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
+    msg = f"{key} is not a setting of celery-broadcast. {remedy}"
+    raise ConfigurationError(msg)
