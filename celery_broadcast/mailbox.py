@@ -1,0 +1,196 @@
+"""Where the events of one consumer wait, and where it is counted what became of them."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections import deque
+from typing import Generic, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+#: Why an event can be dropped.
+MAILBOX_FULL = "mailbox-full"
+INBOX_FULL = "inbox-full"
+STOPPED = "stopped"
+DRAIN_TIMEOUT = "drain-timeout"
+GAVE_UP = "gave-up"
+DROP_REASONS = (MAILBOX_FULL, INBOX_FULL, STOPPED, DRAIN_TIMEOUT, GAVE_UP)
+
+
+class ConsumerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a consumer's events in this process, at one moment.
+
+    `offered == handled + failed + dropped_total + pending`, always.
+
+    Attributes:
+        offered: events of the kinds that it wants.
+        handled: events it is done with: it returned, or its selector declined.
+        declined: those of the handled that its selector turned away.
+        failed: events on which it, or its selector, raised.
+        dropped: events that it never got, by reason.
+        pending: events in its mailbox or in its hands.
+    """
+
+    offered: int
+    handled: int
+    declined: int
+    failed: int
+    dropped: dict[str, int]
+    pending: int
+
+    @property
+    def dropped_total(self) -> int:
+        """All that was dropped, whatever the reason."""
+        return sum(self.dropped.values())
+
+
+_OFFERED, _HANDLED, _DECLINED, _FAILED, _FIRST_DROP = range(5)
+
+
+class Counts:
+    """A consumer's numbers, as one flat array; they outlive its mailboxes.
+
+    Each mailbox writes under its own lock.
+    """
+
+    def __init__(self) -> None:
+        self.numbers = array("Q", bytes(8 * (_FIRST_DROP + len(DROP_REASONS))))
+
+    def stats(self, pending: int) -> ConsumerStats:
+        """Return the numbers by name."""
+        numbers = self.numbers
+        drops = zip(DROP_REASONS, numbers[_FIRST_DROP:], strict=True)
+        return ConsumerStats(
+            offered=numbers[_OFFERED],
+            handled=numbers[_HANDLED],
+            declined=numbers[_DECLINED],
+            failed=numbers[_FAILED],
+            dropped={reason: count for reason, count in drops if count},
+            pending=pending,
+        )
+
+
+class Mailbox(Generic[T]):
+    """The bounded buffer of one consumer.
+
+    One thread puts, the consumer's thread takes; any may ask for `stats`. No
+    job's thread ever comes here.
+
+    Args:
+        size: how many events may wait; None is without a bound. What the
+            consumer has in its hands doesn't count.
+        overflow: "drop_oldest" makes room for the newest event, "drop_newest"
+            keeps what waits.
+        counts: where to count; by default from zero.
+    """
+
+    def __init__(
+        self, size: int | None, overflow: str = "drop_oldest", counts: Counts | None = None
+    ) -> None:
+        self._size = size
+        self._drop_oldest = overflow == "drop_oldest"
+        self._counts = Counts() if counts is None else counts
+        self._waiting: deque[T] = deque()
+        self._in_hand = 0
+        self._closed_because: str | None = None
+        # Made through the module, so that it is the patched one under gevent.
+        self._changed = threading.Condition(threading.Lock())
+
+    def put(self, item: T) -> bool:
+        """Add one event; never wait for the consumer, never raise.
+
+        Events leave in the order they came.
+
+        Returns:
+            False if this lost an event, this one or the oldest. The loss is
+            counted.
+        """
+        with self._changed:
+            self._counts.numbers[_OFFERED] += 1
+            if self._closed_because is not None:
+                self._count_drops(1, self._closed_because)
+                return False
+            room = self._size is None or len(self._waiting) < self._size
+            if not room:
+                self._count_drops(1, MAILBOX_FULL)
+                if not self._drop_oldest:
+                    return False
+                self._waiting.popleft()
+            self._waiting.append(item)
+            self._changed.notify()
+            return room
+
+    def refuse(self, count: int, reason: str) -> None:
+        """Count events that were meant for this mailbox and were dropped on the way."""
+        with self._changed:
+            self._counts.numbers[_OFFERED] += count
+            self._count_drops(count, reason)
+
+    def take(self, demand: int, wait_seconds: float | None = None) -> list[T]:
+        """Take at most `demand` events into the consumer's hands.
+
+        Waits until there is one, for at most `wait_seconds`; None is without
+        a limit. Each event taken must be settled.
+
+        Returns:
+            The events; none if the time is over, or if the mailbox is closed
+            and empty.
+        """
+        with self._changed:
+            if not self._waiting and self._closed_because is None:
+                self._changed.wait_for(
+                    lambda: self._waiting or self._closed_because is not None, wait_seconds
+                )
+            taken = [self._waiting.popleft() for _ in range(min(demand, len(self._waiting)))]
+            self._in_hand += len(taken)
+            return taken
+
+    def settle(self, *, handled: int = 0, declined: int = 0, failed: int = 0) -> None:
+        """Count what became of events that were taken; `declined` ones are handled too.
+
+        After `abandon` it changes nothing: those events are counted as dropped.
+        """
+        with self._changed:
+            if not self._in_hand:
+                return
+            self._in_hand -= handled + declined + failed
+            numbers = self._counts.numbers
+            numbers[_HANDLED] += handled + declined
+            numbers[_DECLINED] += declined
+            numbers[_FAILED] += failed
+
+    def close(self, reason: str = STOPPED) -> None:
+        """Accept no more: what is put from now on is dropped for `reason`.
+
+        What waits can still be taken.
+        """
+        with self._changed:
+            if self._closed_because is None:
+                self._closed_because = reason
+            self._changed.notify_all()
+
+    def abandon(self, reason: str) -> int:
+        """Drop all that waits or is in the consumer's hands; accept no more.
+
+        Returns:
+            How many events were dropped.
+        """
+        with self._changed:
+            left = len(self._waiting) + self._in_hand
+            self._count_drops(left, reason)
+            self._waiting.clear()
+            self._in_hand = 0
+            self._closed_because = reason
+            self._changed.notify_all()
+            return left
+
+    def stats(self) -> ConsumerStats:
+        """Return the numbers of this moment."""
+        with self._changed:
+            return self._counts.stats(pending=len(self._waiting) + self._in_hand)
+
+    def _count_drops(self, count: int, reason: str) -> None:
+        self._counts.numbers[_FIRST_DROP + DROP_REASONS.index(reason)] += count
