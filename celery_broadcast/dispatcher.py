@@ -1,0 +1,85 @@
+"""Who gets an event: chooses the mailboxes, without a thread and without a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple, TypeAlias
+
+from celery_broadcast.events import JobEvent
+from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.subscription import Subscription
+
+#: What the declarative selectors look at; events of one kind go the same way.
+Kind: TypeAlias = tuple[type[JobEvent], str, str | None]
+
+# Task and queue names can be made up at run time without end.
+_MOST_KINDS_REMEMBERED = 10_000
+
+
+class Delivery(NamedTuple):
+    """An event on its way.
+
+    Attributes:
+        event: the event.
+        origin: the consumers in whose hands the job of this event was run, if
+            any. They don't get it, or they would feed themselves for ever.
+    """
+
+    event: JobEvent
+    origin: AbstractSet[str]
+
+
+def kind_of(event: JobEvent) -> Kind:
+    """Return the kind of an event."""
+    return type(event), event.task_name, event.queue
+
+
+class Dispatcher:
+    """Knows every mailbox and which kinds of events go there.
+
+    Not thread-safe: the producer's thread owns it.
+    """
+
+    def __init__(self) -> None:
+        self._mailboxes: dict[str, tuple[Subscription, Mailbox[Delivery]]] = {}
+        self._routes: dict[Kind, tuple[tuple[str, Mailbox[Delivery]], ...]] = {}
+
+    def add(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
+        """Send the events that `subscription` wants to `mailbox` from now on."""
+        self._mailboxes[subscription.name] = (subscription, mailbox)
+        self._routes.clear()
+
+    def dispatch(self, delivery: Delivery) -> list[str]:
+        """Put the event into every mailbox that wants it.
+
+        Returns:
+            The consumers that lost an event by it: a full mailbox dropped one.
+        """
+        return [
+            name
+            for name, mailbox in self._route(kind_of(delivery.event))
+            if name not in delivery.origin and not mailbox.put(delivery)
+        ]
+
+    def refuse(self, kind: Kind, count: int, reason: str) -> list[str]:
+        """Count events that were dropped before they could be dispatched.
+
+        Returns:
+            The consumers that lost them.
+        """
+        route = self._route(kind)
+        for _, mailbox in route:
+            mailbox.refuse(count, reason)
+        return [name for name, _ in route]
+
+    def _route(self, kind: Kind) -> tuple[tuple[str, Mailbox[Delivery]], ...]:
+        route = self._routes.get(kind)
+        if route is None:
+            if len(self._routes) >= _MOST_KINDS_REMEMBERED:
+                self._routes.clear()
+            route = self._routes[kind] = tuple(
+                (name, mailbox)
+                for name, (subscription, mailbox) in self._mailboxes.items()
+                if subscription.wants(*kind)
+            )
+        return route

@@ -1,0 +1,105 @@
+"""Real consumers with known manners, and events to feed them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from celery_broadcast.consumer import Consumer, FunctionConsumer
+from celery_broadcast.events import JobEnded, JobEvent, JobFailed, JobFinished, JobRetried
+from celery_broadcast.subscription import Subscription
+
+E = TypeVar("E", bound=JobEvent)
+
+
+def make_event(event_type: type[E], task_name: str = "shop.charge", **fields: Any) -> E:
+    """Make an event out of as little as the test cares about."""
+    facts: dict[str, Any] = {"task_id": "id-1", "task_name": task_name, "started_at": 100.0}
+    if issubclass(event_type, JobEnded):
+        facts |= {"ended_at": 101.0, "runtime": 1.0}
+    if issubclass(event_type, JobFailed | JobRetried):
+        facts |= {
+            "exception_class": OSError,
+            "exception_type": "OSError",
+            "exception_message": "no",
+        }
+    return event_type(**{**facts, **fields})
+
+
+def numbered(count: int) -> list[JobFinished]:
+    """Make events whose `task_id` is "0", "1" and so on."""
+    return [make_event(JobFinished, task_id=str(number)) for number in range(count)]
+
+
+def subscribe(
+    consumer: Callable[[Any], object] | Consumer, name: str, **options: Any
+) -> Subscription:
+    """Subscribe an instance or a function, without the registry of the process."""
+    instance = consumer if isinstance(consumer, Consumer) else FunctionConsumer(consumer)
+    return Subscription(name=name, make_consumer=lambda: instance, **options)
+
+
+class Recorder(Consumer):
+    """Keeps what it gets, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.events: list[JobEvent] = []
+        self.threads: set[str] = set()
+        self.lives: list[str] = []
+        self._changed = threading.Condition()
+
+    def setup(self) -> None:
+        self.lives.append("setup")
+
+    def teardown(self) -> None:
+        self.lives.append("teardown")
+
+    def handle(self, event: JobEvent) -> None:
+        with self._changed:
+            self.events.append(event)
+            self.threads.add(threading.current_thread().name)
+            self._changed.notify_all()
+
+    def wait_for(self, count: int, timeout_seconds: float = 10.0) -> list[JobEvent]:
+        """Return the events as soon as there are `count` of them."""
+        with self._changed:
+            arrived = self._changed.wait_for(lambda: len(self.events) >= count, timeout_seconds)
+        assert arrived, f"{len(self.events)} of {count} events after {timeout_seconds} s"
+        return self.events
+
+    @property
+    def task_ids(self) -> list[str]:
+        return [event.task_id for event in self.events]
+
+
+class BrokenConsumer(Consumer):
+    """Raises on every event."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def handle(self, event: JobEvent) -> None:
+        raise self._error
+
+
+class StuckConsumer(Consumer):
+    """Never returns from its first event, until the test is over and frees it."""
+
+    def __init__(self) -> None:
+        self.stuck = threading.Event()
+        self.freed = threading.Event()
+
+    def handle(self, event: JobEvent) -> None:
+        self.stuck.set()
+        self.freed.wait(60.0)
+
+
+def wait_until(fact: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
+    """Return as soon as the fact is true; fail if it isn't in time."""
+    nothing = threading.Event()
+    deadline = time.monotonic() + timeout_seconds
+    while not fact():
+        assert time.monotonic() < deadline, f"not true within {timeout_seconds} s"
+        nothing.wait(0.002)
