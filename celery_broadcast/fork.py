@@ -1,0 +1,35 @@
+"""What a forked child must not inherit: everything that says so starts clean there.
+
+Children are forked all through a worker's life, from a process that has
+threads. Those threads don't exist in the child, but their locks may be held
+there for ever, and what waits in their queues would be handled twice.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+
+class Forgetful(Protocol):
+    """Something that a forked child starts anew."""
+
+    def forget(self) -> None:
+        """Replace every lock, queue and thread; called in the child, alone there."""
+
+
+_forgetful: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+
+
+def starts_clean(instance: Forgetful) -> None:
+    """Have `instance.forget()` called in every child that is forked from now on."""
+    _forgetful.add(instance)
+
+
+def _forget_all() -> None:
+    for instance in list(_forgetful):
+        instance.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,321 @@
+"""Where the events of a process enter: one inbox, one thread, every consumer behind it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection
+from typing import TypeAlias
+
+import msgspec
+
+from celery_broadcast import fork, notices
+from celery_broadcast.consumer_thread import ConsumerThread, hands
+from celery_broadcast.dispatcher import Delivery, Dispatcher, Kind, kind_of
+from celery_broadcast.errors import BroadcastError
+from celery_broadcast.events import JobEvent
+from celery_broadcast.losses import Losses
+from celery_broadcast.mailbox import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, Mailbox
+from celery_broadcast.settings import Settings
+from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
+
+logger = logging.getLogger(__name__)
+
+#: How many events may wait for the producer's thread. It does nothing but move
+#: them on, so they only pile up while nothing lets it run at all: a loop of
+#: eager jobs that never yields, under gevent.
+INBOX_SIZE = 100_000
+
+# How long a drain waits for the producer's thread, however short its own
+# deadline: only a receiver of a notice that doesn't return can hold it up.
+_GRACE_SECONDS = 1.0
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """What a drain did.
+
+    Attributes:
+        handled: events that consumers got done with while it waited.
+        left: events that nobody handled; they are counted as dropped.
+    """
+
+    handled: int = 0
+    left: int = 0
+
+
+class _DrainRequest:
+    """Goes through the inbox, behind every event that was there before it."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+
+
+_Inbox: TypeAlias = "queue.SimpleQueue[Delivery | _DrainRequest]"
+
+
+class Producer:
+    """The one of a process: starts on its first event, and starts clean in a forked child.
+
+    Args:
+        settings: sizes, policies and the drain's timeout.
+        registry: the subscriptions; later ones are taken up as they come.
+        inbox_size: how many events may wait for the producer's thread.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: Registry, *, inbox_size: int = INBOX_SIZE
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._inbox_size = inbox_size
+        self.forget()
+        fork.starts_clean(self)
+
+    def forget(self) -> None:
+        """Be as new: no thread, no waiting event, no count, and locks of its own.
+
+        Called in a forked child, before anything else runs there.
+        """
+        # All made through their modules, so that they are the patched ones under gevent.
+        self._inbox: _Inbox = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._draining = threading.Lock()
+        self._closed = False
+        self._refused: Counter[Kind] = Counter()
+        self._refusing = threading.Lock()
+        self._counts: dict[str, Counts] = {}
+        self._losses: dict[str, Losses] = {}
+        self._forget_consumers()
+
+    def _forget_consumers(self) -> None:
+        self._consumers: dict[str, ConsumerThread] = {}
+        self._dispatcher = Dispatcher()
+        self._known: tuple[Subscription, ...] = ()
+        self._loss_line_due_at: float | None = None
+
+    def notify(self, event: JobEvent) -> None:
+        """Publish an event; never block, never raise.
+
+        Called on the thread that runs the job. Costs the same whatever the
+        number and the state of the consumers. Safe inside of a signal handler
+        that interrupted another call of it.
+        """
+        if self._inbox.qsize() >= self._inbox_size and self._refuse(event):
+            return
+        self._inbox.put(Delivery(event, hands.get()))
+        if self._thread is None:
+            self._start()
+
+    def drain(self, timeout_seconds: float | None = None, *, last: bool = False) -> Drained:
+        """Have the consumers handle what waits, then stop them; a later event starts anew.
+
+        Args:
+            timeout_seconds: how long to wait; None is `broadcast_drain_timeout`.
+            last: the process is about to end, so nothing starts any more.
+
+        Raises:
+            BroadcastError: called by a consumer, which would wait for itself.
+        """
+        if hands.get():
+            names = ", ".join(sorted(hands.get()))
+            msg = f"drain() was called inside the consumer {names}, which would wait for itself."
+            raise BroadcastError(msg)
+        if timeout_seconds is None:
+            timeout_seconds = self._settings.drain_timeout
+        if not self._draining.acquire(timeout=timeout_seconds):
+            return Drained()  # another thread is at it, and says what is left
+        try:
+            if last:
+                self._closed = True
+            return self._drain(timeout_seconds)
+        finally:
+            self._draining.release()
+
+    def stats(self) -> dict[str, ConsumerStats]:
+        """Return the numbers of every consumer of this process, by its name."""
+        nothing = Counts().stats(pending=0)
+        stats = {subscription.name: nothing for subscription in self._registry.subscriptions}
+        for name, counts in list(self._counts.items()):
+            consumer = self._consumers.get(name)
+            stats[name] = consumer.mailbox.stats() if consumer else counts.stats(pending=0)
+        return stats
+
+    def _start(self) -> None:
+        """Start the producer's thread, which then starts the consumers'."""
+        if not self._starting.acquire(blocking=False):
+            return  # another job's thread is at it
+        try:
+            if self._closed:
+                logger.warning(
+                    "broadcast has stopped; %d late events are lost", self._empty_inbox()
+                )
+            elif self._thread is None:
+                thread = threading.Thread(target=self._serve, name="broadcast", daemon=True)
+                thread.start()
+                self._thread = thread
+        except RuntimeError:  # the system gives no further thread; the next event tries again
+            logger.exception("broadcast has no thread; %d events wait", self._inbox.qsize())
+        finally:
+            self._starting.release()
+
+    def _refuse(self, event: JobEvent) -> bool:
+        """Count an event that finds the inbox full; False if that can't be done just now.
+
+        Never waits for the lock: its holder may be the very code that a signal
+        handler interrupted to come here.
+        """
+        if not self._refusing.acquire(blocking=False):
+            return False
+        try:
+            self._refused[kind_of(event)] += 1
+        finally:
+            self._refusing.release()
+        return True
+
+    # On the producer's own thread.
+
+    def _serve(self) -> None:
+        """Move events from the inbox to the mailboxes, until a drain is requested."""
+        self._take_up_subscriptions()
+        names = list(self._consumers)
+        listed = ", ".join(names)
+        logger.info("broadcast is on: %d consumers (%s) in pid %d", len(names), listed, os.getpid())
+        notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
+        while not isinstance(item := self._next_item(), _DrainRequest):
+            if self._registry.subscriptions is not self._known:
+                self._take_up_subscriptions()
+            if self._refused:
+                self._count_refused()
+            self._note_losses(self._dispatcher.dispatch(item))
+        self._count_refused()
+        for consumer in self._consumers.values():
+            consumer.stop()
+        item.reached.set()
+
+    def _next_item(self) -> Delivery | _DrainRequest:
+        """Wait for the next item; say what consumers lost whenever it is time for that."""
+        while True:
+            if self._loss_line_due_at is None:
+                return self._inbox.get()
+            wait_seconds = self._loss_line_due_at - time.monotonic()
+            if wait_seconds <= 0.0:
+                self._say_losses(time.monotonic())
+                continue
+            try:
+                return self._inbox.get(timeout=wait_seconds)
+            except queue.Empty:
+                continue
+
+    def _take_up_subscriptions(self) -> None:
+        """Give each new subscription a mailbox and a thread."""
+        self._known = self._registry.subscriptions
+        for subscription in self._known:
+            if subscription.name in self._consumers:
+                continue
+            consumer = ConsumerThread(subscription, self._mailbox(subscription))
+            try:
+                consumer.start()
+            except RuntimeError:  # the system gives no further thread
+                logger.exception("consumer %r has no thread; its events are dropped", consumer.name)
+                consumer.stop()
+            self._losses.setdefault(consumer.name, Losses(consumer.name))
+            self._consumers[consumer.name] = consumer
+            self._dispatcher.add(subscription, consumer.mailbox)
+
+    def _mailbox(self, subscription: Subscription) -> Mailbox[Delivery]:
+        size = subscription.mailbox_size
+        return Mailbox(
+            size=self._settings.mailbox_size if size == FROM_SETTINGS else size,
+            overflow=subscription.overflow or self._settings.overflow,
+            counts=self._counts.setdefault(subscription.name, Counts()),
+        )
+
+    def _count_refused(self) -> None:
+        """Count what found the inbox full as dropped, for each consumer that wanted it."""
+        with self._refusing:
+            refused, self._refused = self._refused, Counter()
+        for kind, count in refused.items():
+            self._note_losses(self._dispatcher.refuse(kind, count, INBOX_FULL))
+
+    def _note_losses(self, consumers: Collection[str]) -> None:
+        if not consumers:
+            return
+        now = time.monotonic()
+        for name in consumers:
+            self._losses[name].note(now)
+        self._plan_loss_line(now)
+
+    def _plan_loss_line(self, now: float) -> None:
+        waits = (losses.due_in(now) for losses in self._losses.values())
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        self._loss_line_due_at = None if soonest is None else now + soonest
+
+    def _say_losses(self, now: float) -> None:
+        for name, losses in self._losses.items():
+            if losses.due_in(now) == 0.0:
+                losses.say(self._consumers[name].mailbox.stats().dropped, now)
+        self._plan_loss_line(now)
+
+    # On the thread that drains.
+
+    def _drain(self, timeout_seconds: float) -> Drained:
+        started = time.monotonic()
+        if self._thread is None and not self._inbox.empty():
+            self._start()
+        if self._thread is None:
+            return Drained(left=self._empty_inbox())
+        handled_before = self._handled()
+        request = _DrainRequest()
+        self._inbox.put(request)
+        reached = request.reached.wait(max(timeout_seconds, _GRACE_SECONDS))
+
+        left: Counter[str] = Counter()
+        for name, consumer in self._consumers.items():
+            if not consumer.join(max(0.0, started + timeout_seconds - time.monotonic())):
+                left[name] = consumer.mailbox.abandon(DRAIN_TIMEOUT)
+        drained = Drained(handled=self._handled() - handled_before, left=left.total())
+        self._say_drained(drained, left, time.monotonic() - started)
+        if not reached:  # a receiver of a notice has not returned: nobody moves the events on
+            logger.error("broadcast can't stop its thread; %d events are lost", self._empty_inbox())
+            return drained
+        self._forget_consumers()
+        self._thread = None
+        if not self._inbox.empty():  # published while this waited
+            self._start()
+        return drained
+
+    def _say_drained(self, drained: Drained, left: Counter[str], seconds: float) -> None:
+        now = time.monotonic()
+        for name, losses in self._losses.items():
+            losses.say(self._consumers[name].mailbox.stats().dropped, now)
+        if drained.left:
+            shares = ", ".join(f"{name}: {count}" for name, count in left.items() if count)
+            logger.warning(
+                "broadcast stopped after %.1f s with %d events unhandled (%s). "
+                "Raise CELERY_BROADCAST_DRAIN_TIMEOUT to keep them",
+                seconds,
+                drained.left,
+                shares,
+            )
+        else:
+            logger.info("broadcast drained %d events in %.1f s", drained.handled, seconds)
+        notices.send(
+            notices.broadcast_drained, handled=drained.handled, left=drained.left, seconds=seconds
+        )
+
+    def _handled(self) -> int:
+        return sum(stats.handled + stats.failed for stats in self.stats().values())
+
+    def _empty_inbox(self) -> int:
+        """Take everything out of the inbox; return how many events that were."""
+        count = 0
+        while True:
+            try:
+                count += isinstance(self._inbox.get_nowait(), Delivery)
+            except queue.Empty:
+                return count

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+from conftest import broadcast_threads
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recorder import (
+    BrokenConsumer,
+    Recorder,
+    StuckConsumer,
+    make_event,
+    numbered,
+    subscribe,
+    wait_until,
+)
+
+from celery_broadcast import notices
+from celery_broadcast.errors import BroadcastError
+from celery_broadcast.events import JobEvent, JobFailed, JobFinished, JobStarted
+from celery_broadcast.mailbox import DRAIN_TIMEOUT, INBOX_FULL, MAILBOX_FULL, ConsumerStats
+from celery_broadcast.producer import Drained, Producer
+from celery_broadcast.settings import Settings
+from celery_broadcast.subscription import Registry
+
+MakeProducer = Callable[..., Producer]
+
+
+def conserved(stats: ConsumerStats) -> bool:
+    accounted = stats.handled + stats.failed + stats.dropped_total + stats.pending
+    return stats.offered == accounted
+
+
+def test_every_consumer_gets_every_event_it_wants_in_the_order_published(
+    make_producer: MakeProducer,
+) -> None:
+    everything, failures = Recorder(), Recorder()
+    producer = make_producer(
+        subscribe(everything, "everything"), subscribe(failures, "failures", events=(JobFailed,))
+    )
+    events = [make_event(JobFailed if n % 3 == 0 else JobStarted, task_id=str(n)) for n in range(9)]
+
+    for event in events:
+        producer.notify(event)
+    producer.drain()
+
+    assert everything.events == events
+    assert failures.task_ids == ["0", "3", "6"]
+
+
+def test_nothing_starts_before_the_first_event(make_producer: MakeProducer) -> None:
+    producer = make_producer(subscribe(Recorder(), "store"))
+    assert broadcast_threads() == []
+
+    producer.notify(make_event(JobFinished))
+
+    wait_until(lambda: sorted(broadcast_threads()) == ["broadcast", "broadcast:store"])
+
+
+def test_a_drain_handles_what_waits_and_ends_the_threads(make_producer: MakeProducer) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    for event in numbered(500):
+        producer.notify(event)
+
+    drained = producer.drain()
+
+    assert drained.left == 0
+    assert len(recorder.events) == 500
+    assert broadcast_threads() == []
+
+
+def test_draining_twice_is_harmless(make_producer: MakeProducer) -> None:
+    producer = make_producer(subscribe(Recorder(), "store"))
+    producer.notify(make_event(JobFinished))
+    producer.drain()
+
+    assert producer.drain() == Drained(handled=0, left=0)
+
+
+def test_an_event_after_a_drain_starts_anew_and_the_counts_go_on(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    producer.notify(make_event(JobFinished))
+    producer.drain()
+
+    producer.notify(make_event(JobFinished))
+    producer.drain()
+
+    assert producer.stats()["store"].handled == 2
+    assert recorder.lives == ["setup", "teardown", "setup", "teardown"]
+
+
+def test_an_event_published_during_a_drain_is_handled_after_it(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+
+    def publish_late(_: object, **__: object) -> None:
+        producer.notify(make_event(JobFinished, task_id="late"))
+
+    producer.notify(make_event(JobFinished, task_id="early"))
+    with notices.broadcast_drained.connected_to(publish_late):
+        producer.drain()
+
+    assert [event.task_id for event in recorder.wait_for(2)] == ["early", "late"]
+
+
+def test_a_stuck_consumer_holds_the_drain_only_until_the_deadline_and_is_counted(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, live = StuckConsumer(), Recorder()
+    producer = make_producer(subscribe(stuck, "stuck"), subscribe(live, "live"))
+    for event in numbered(5):
+        producer.notify(event)
+    stuck.stuck.wait(10)
+
+    drained = producer.drain(timeout_seconds=0.1)
+    stuck.freed.set()
+
+    assert drained.left == 5
+    assert len(live.events) == 5
+    assert producer.stats()["stuck"].dropped == {DRAIN_TIMEOUT: 5}
+    assert conserved(producer.stats()["stuck"])
+    assert "with 5 events unhandled (stuck: 5). Raise CELERY_BROADCAST_DRAIN_TIMEOUT" in caplog.text
+
+
+def test_a_drain_inside_a_consumer_is_refused(make_producer: MakeProducer) -> None:
+    errors: list[BaseException] = []
+
+    def drains(_: JobEvent) -> None:
+        try:
+            producer.drain()
+        except BroadcastError as error:
+            errors.append(error)
+
+    producer = make_producer(subscribe(drains, "store"))
+    producer.notify(make_event(JobFinished))
+    producer.drain()
+
+    assert "inside the consumer store" in str(errors[0])
+
+
+def test_a_stuck_consumer_costs_at_most_its_own_mailbox(make_producer: MakeProducer) -> None:
+    stuck, live = StuckConsumer(), Recorder()
+    producer = make_producer(
+        subscribe(stuck, "stuck"), subscribe(live, "live", mailbox_size=None), mailbox_size=10
+    )
+    producer.notify(make_event(JobFinished, task_id="first"))
+    stuck.stuck.wait(10)
+
+    for event in numbered(1_000):
+        producer.notify(event)
+    live.wait_for(1_001)
+
+    wait_until(lambda: producer.stats()["stuck"].offered == 1_001)
+    assert producer.stats()["stuck"].pending == 11
+    assert producer.stats()["stuck"].dropped == {MAILBOX_FULL: 990}
+    stuck.freed.set()
+
+
+def test_losses_are_summed_up_in_one_line_and_one_notice(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[tuple[str, int, str]] = []
+
+    def hear(consumer: str, *, count: int, reason: str) -> None:
+        told.append((consumer, count, reason))
+
+    stuck = StuckConsumer()
+    producer = make_producer(subscribe(stuck, "store", mailbox_size=1))
+    producer.notify(make_event(JobFinished))
+    stuck.stuck.wait(10)
+
+    with notices.events_dropped.connected_to(hear):
+        for event in numbered(100):
+            producer.notify(event)
+        wait_until(lambda: producer.stats()["store"].offered == 101)
+        stuck.freed.set()
+        producer.drain()
+
+    assert told == [("store", 99, MAILBOX_FULL)]
+    (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.getMessage().startswith("consumer 'store' lost 99 events in the last 0 s")
+
+
+def test_losses_are_said_while_events_go_on_and_without_a_further_one(
+    make_producer: MakeProducer,
+) -> None:
+    said = threading.Event()
+
+    def hear(_: str, **__: object) -> None:
+        said.set()
+
+    stuck = StuckConsumer()
+    producer = make_producer(subscribe(stuck, "store", mailbox_size=1))
+    with notices.events_dropped.connected_to(hear):
+        for event in numbered(100):
+            producer.notify(event)
+
+        assert said.wait(10.0)
+    stuck.freed.set()
+
+
+def test_a_consumer_declared_later_gets_the_events_from_then_on(
+    make_producer: MakeProducer,
+) -> None:
+    registry = Registry()
+    early, late = Recorder(), Recorder()
+    registry.add(subscribe(early, "early"))
+    producer = Producer(Settings(), registry)
+    producer.notify(make_event(JobFinished, task_id="1"))
+    early.wait_for(1)
+
+    registry.add(subscribe(late, "late"))
+    producer.notify(make_event(JobFinished, task_id="2"))
+    producer.drain()
+
+    assert early.task_ids == ["1", "2"]
+    assert late.task_ids == ["2"]
+
+
+def test_what_finds_the_inbox_full_is_counted_for_each_consumer_that_wanted_it(
+    make_producer: MakeProducer,
+) -> None:
+    failures, everything = Recorder(), Recorder()
+    held, free = threading.Event(), threading.Event()
+
+    def hold_the_producer(_: object, **__: object) -> None:
+        held.set()
+        free.wait(60.0)
+
+    producer = make_producer(
+        subscribe(everything, "everything"),
+        subscribe(failures, "failures", events=(JobFailed,)),
+        inbox_size=2,
+    )
+    with notices.broadcast_started.connected_to(hold_the_producer):
+        producer.notify(make_event(JobFinished))
+        held.wait(10.0)
+        for event_type in (JobFinished, JobFailed, JobFinished, JobFailed):
+            producer.notify(make_event(event_type))
+        free.set()
+    producer.drain()
+
+    assert len(everything.events) == 2
+    assert producer.stats()["everything"].dropped == {INBOX_FULL: 3}
+    assert producer.stats()["failures"].dropped == {INBOX_FULL: 2}
+    assert all(conserved(stats) for stats in producer.stats().values())
+
+
+def test_a_signal_handler_can_publish_while_it_interrupts_a_publication(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store", mailbox_size=None))
+    interrupted = 0
+
+    def publish(*_: object) -> None:
+        nonlocal interrupted
+        interrupted += 1
+        producer.notify(make_event(JobFailed))
+
+    before = signal.signal(signal.SIGALRM, publish)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        published = 0
+        while interrupted < 50:
+            producer.notify(make_event(JobFinished))
+            published += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    producer.drain()
+
+    assert len(recorder.events) == published + interrupted
+
+
+def test_a_late_event_in_a_process_that_has_ended_its_broadcast_is_said_to_be_lost(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make_producer(subscribe(Recorder(), "store"))
+    producer.notify(make_event(JobFinished))
+    producer.drain(last=True)
+
+    producer.notify(make_event(JobFinished))
+
+    assert "1 late events are lost" in caplog.text
+    assert broadcast_threads() == []
+
+
+def test_a_system_without_threads_left_loses_nothing_when_it_has_some_again(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+
+    def no_thread(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", no_thread)
+        producer.notify(make_event(JobFinished, task_id="1"))
+    producer.notify(make_event(JobFinished, task_id="2"))
+    producer.drain()
+
+    assert recorder.task_ids == ["1", "2"]
+    assert "broadcast has no thread; 1 events wait" in caplog.text
+
+
+def test_a_consumer_without_a_thread_is_counted_and_the_others_go_on(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Recorder()
+    producer = make_producer(subscribe(Recorder(), "poor"), subscribe(live, "live"))
+    start = threading.Thread.start
+
+    def one_too_few(thread: threading.Thread) -> None:
+        if thread.name == "broadcast:poor":
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", one_too_few)
+    producer.notify(make_event(JobFinished))
+    producer.drain()
+
+    assert len(live.events) == 1
+    assert producer.stats()["poor"].dropped_total == 1
+
+
+def test_the_log_says_that_the_broadcast_is_on_and_that_it_drained(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    producer = make_producer(subscribe(Recorder(), "one"), subscribe(Recorder(), "two"))
+
+    producer.notify(make_event(JobFinished))
+    producer.drain()
+
+    assert "broadcast is on: 2 consumers (one, two) in pid " in caplog.text
+    assert "broadcast drained " in caplog.text
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    manners=st.lists(st.sampled_from(["records", "raises", "declines", "tiny"]), max_size=5),
+    count=st.integers(0, 200),
+)
+def test_every_event_is_accounted_for_whoever_consumes(
+    make_producer: MakeProducer, manners: list[str], count: int
+) -> None:
+    kinds = {
+        "records": lambda name: subscribe(Recorder(), name),
+        "raises": lambda name: subscribe(BrokenConsumer(OSError("no")), name),
+        "declines": lambda name: subscribe(Recorder(), name, selector=lambda _: False),
+        "tiny": lambda name: subscribe(Recorder(), name, mailbox_size=1),
+    }
+    producer = make_producer(*(kinds[kind](f"{kind}-{n}") for n, kind in enumerate(manners)))
+
+    for event in numbered(count):
+        producer.notify(event)
+        assert all(conserved(stats) for stats in producer.stats().values())
+    producer.drain()
+
+    for stats in producer.stats().values():
+        assert stats.offered == count
+        assert stats.pending == 0
+        assert conserved(stats)
