@@ -1,0 +1,135 @@
+"""The flag: an app's configuration is read, and the broadcast is on, or absent."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from celery_broadcast import settings
+from celery_broadcast.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from celery_broadcast.bridge import Bridge
+    from celery_broadcast.mailbox import ConsumerStats
+    from celery_broadcast.producer import Drained
+
+logger = logging.getLogger(__name__)
+
+# The one of this process, while the broadcast is on for some app.
+_bridge: Bridge | None = None
+
+
+def install(app: Celery) -> None:
+    """Broadcast the jobs of `app`, if its configuration says so; twice is harmless.
+
+    For where Celery's `imports` aren't read: a client, eager jobs, tests. Reads
+    the configuration now if the app has it, else as soon as it has.
+
+    Raises:
+        ConfigurationError: a setting is wrong. If the app isn't configured
+            yet, a worker raises it while it starts, and does not start.
+    """
+    app.on_after_configure.connect(
+        _on_after_configure, weak=False, dispatch_uid="celery_broadcast.install"
+    )
+    if app.configured:  # type: ignore[attr-defined]  # celery-types lacks it
+        _apply(app)
+
+
+def uninstall(app: Celery) -> None:
+    """Stop broadcasting the jobs of `app`; with the last one, drain and disconnect."""
+    global _bridge  # noqa: PLW0603  # a process has one
+    app.on_after_configure.disconnect(dispatch_uid="celery_broadcast.install")
+    if _bridge is None or app not in _bridge.apps:
+        return
+    _bridge.apps.discard(app)
+    if not _bridge.apps:
+        _bridge.disconnect()
+        _bridge.producer.drain()
+        _bridge = None
+
+
+def stats() -> dict[str, ConsumerStats]:
+    """Return what became of the events of this process, by the consumer's name.
+
+    Empty while the broadcast is off. May be called on any thread.
+    """
+    return {} if _bridge is None else _bridge.producer.stats()
+
+
+def drain(timeout: float | None = None) -> Drained:
+    """Wait until the consumers of this process have handled what waits, and stop them.
+
+    The next event starts them again.
+
+    Args:
+        timeout: seconds to wait at most; None is `broadcast_drain_timeout`.
+            What is left then is dropped, counted and logged.
+
+    Raises:
+        BroadcastError: called by a consumer, which would wait for itself.
+        ConfigurationError: the timeout is no number of seconds.
+    """
+    if timeout is not None:
+        timeout = settings.check_seconds("timeout", timeout)
+    if _bridge is None:
+        from celery_broadcast.producer import Drained  # noqa: PLC0415  # absent while off
+
+        return Drained()
+    return _bridge.producer.drain(timeout)
+
+
+def _on_after_configure(sender: Celery, **_: Any) -> None:
+    """Apply the configuration that has just been read.
+
+    Celery logs what a receiver raises and goes on, except when it is about to
+    import a worker's modules (`celery/loaders/base.py`, `import_default_modules`):
+    there the error is raised again, and the worker doesn't start.
+    """
+    try:
+        _apply(sender)
+    except ConfigurationError as error:
+        from celery import signals  # noqa: PLC0415  # loaded long since
+
+        refusal = error
+
+        def refuse_to_start(**_: Any) -> None:
+            raise refusal
+
+        signals.import_modules.connect(
+            refuse_to_start, sender=sender, weak=False, dispatch_uid="celery_broadcast.refuse"
+        )
+        raise
+
+
+def _apply(app: Any) -> None:
+    """Connect for the app, or disconnect, as its configuration says."""
+    global _bridge  # noqa: PLW0603  # a process has one
+    loaded = settings.load(app.conf, os.environ, app.namespace)
+    if _bridge is not None and loaded != _bridge.settings and _bridge.apps == {app}:
+        uninstall(app)  # its configuration was read anew
+    if not loaded.enabled:
+        logger.info("broadcast is installed but off (broadcast_enabled is False)")
+        return
+    if _bridge is None:
+        _bridge = _new_bridge(loaded)
+        _bridge.connect()
+    elif loaded != _bridge.settings:
+        msg = (
+            f"{app!r} sets {loaded!r}, but another app of this process has set "
+            f"{_bridge.settings!r}. A process has one broadcast: give both the same settings."
+        )
+        raise ConfigurationError(msg)
+    _bridge.apps.add(app)
+
+
+def _new_bridge(loaded: settings.Settings) -> Bridge:
+    """Load the core, which is absent while the broadcast is off."""
+    from celery_broadcast.bridge import Bridge  # noqa: PLC0415
+    from celery_broadcast.producer import Producer  # noqa: PLC0415
+    from celery_broadcast.subscription import registry  # noqa: PLC0415
+
+    return Bridge(loaded, Producer(loaded, registry))
