@@ -1,0 +1,111 @@
+"""The table of which file may import which, as data; a file that isn't in it fails."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "celery_broadcast"
+
+MAY_IMPORT = {
+    "errors": set(),
+    "events": set(),
+    "fork": set(),
+    "notices": set(),
+    "restarts": set(),
+    "throttle": set(),
+    "settings": {"errors"},
+    "consumer": {"events"},
+    "subscription": {"consumer", "errors", "events", "settings"},
+    "mailbox": set(),
+    "dispatcher": {"events", "mailbox", "subscription"},
+    "losses": {"mailbox", "notices", "throttle"},
+    "consumer_thread": {
+        *("consumer", "dispatcher", "mailbox", "notices", "restarts", "subscription", "throttle")
+    },
+    "producer": {
+        *("consumer_thread", "dispatcher", "errors", "events", "fork", "losses", "mailbox"),
+        *("notices", "settings", "subscription"),
+    },
+    "attempts": {"fork"},
+    "bridge": {"attempts", "errors", "events", "producer", "settings"},
+    "installation": {"errors", "settings"},
+    "plugin": {"installation"},
+}
+
+#: Loaded only once the flag is known to be on, so they are imported in functions.
+LOADED_WHEN_ON = {"installation": {"bridge", "producer", "subscription"}}
+
+#: The files that know Celery; the core does not.
+KNOW_CELERY = {"bridge", "plugin", "installation"}
+
+
+def imports_of(file: Path) -> tuple[set[str], set[str]]:
+    """Return what a file imports when it is loaded, and what later or for types only."""
+    tree = ast.parse(file.read_text())
+    now: set[str] = set()
+    later: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = {node.module or ""}
+            if node.module == "celery_broadcast":
+                modules = {f"celery_broadcast.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            modules = {alias.name for alias in node.names}
+        else:
+            continue
+        (now if node in tree.body else later).update(modules)
+    return now, later
+
+
+def own(modules: set[str]) -> set[str]:
+    prefix = "celery_broadcast."
+    return {module.removeprefix(prefix) for module in modules if module.startswith(prefix)}
+
+
+FILES = sorted(file for file in PACKAGE.glob("*.py") if file.stem != "__init__")
+
+
+def test_the_table_names_every_file() -> None:
+    assert {file.stem for file in FILES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_imports_only_what_the_table_allows(file: Path) -> None:
+    now, later = imports_of(file)
+
+    assert own(now) <= MAY_IMPORT[file.stem]
+    assert own(later) <= LOADED_WHEN_ON.get(file.stem, set()) | {"mailbox"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_core_does_not_import_celery(file: Path) -> None:
+    now, later = imports_of(file)
+    knows = any(module.split(".")[0] in {"celery", "kombu", "billiard"} for module in now | later)
+
+    assert knows == (file.stem in KNOW_CELERY)
+
+
+def test_no_import_in_the_table_goes_round_in_a_circle() -> None:
+    resolved: set[str] = set()
+    while len(resolved) < len(MAY_IMPORT):
+        ready = {file for file, needs in MAY_IMPORT.items() if needs <= resolved} - resolved
+        assert ready, f"a circle among {sorted(set(MAY_IMPORT) - resolved)}"
+        resolved |= ready
+
+
+def test_importing_the_package_loads_none_of_its_files() -> None:
+    program = (
+        "import sys, celery_broadcast;"
+        "print([name for name in sys.modules if name.startswith('celery_broadcast.')])"
+    )
+
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert answer.stdout.strip() == "[]"
