@@ -280,6 +280,7 @@ class Bridge:
         """
         delivery = getattr(request, "delivery_info", None) or {}
         exchange, routing_key = delivery.get("exchange"), delivery.get("routing_key")
+        headers = getattr(request, "headers", None)
         payload = self.settings.payload
         return {
             "task_id": "" if task_id is None else str(task_id),
@@ -295,7 +296,7 @@ class Bridge:
             "group_id": getattr(request, "group", None),
             "worker": getattr(request, "hostname", None) or "",
             "pid": pid,
-            "headers": getattr(request, "headers", None),
+            "headers": dict(headers) if headers else None,
             "started_at": started_at,
         }
 

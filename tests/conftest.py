@@ -83,4 +83,5 @@ def broadcasting_app(app: Celery) -> Celery:
     """An app whose jobs are broadcast."""
     app.conf.broadcast_enabled = True
     celery_broadcast.install(app)
+    assert app.conf.broadcast_enabled  # this is what makes Celery read the configuration
     return app

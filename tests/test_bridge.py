@@ -1,0 +1,626 @@
+"""Jobs that Celery really runs, eagerly and in the test's thread, and signals as it sends them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import weakref
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.app.task import Context
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from kombu import Exchange, Queue
+from recorder import Recorder
+
+import celery_broadcast
+from celery_broadcast.bridge import produced_events
+from celery_broadcast.errors import ConfigurationError
+from celery_broadcast.events import (
+    EVENT_TYPES,
+    JobEnded,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobIgnored,
+    JobRejected,
+    JobRetried,
+    JobRevoked,
+    JobStarted,
+)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """Return a consumer of every event, declared as a user would."""
+    recorder = Recorder()
+    celery_broadcast.on_job_event(name="recorder")(recorder.handle)
+    return recorder
+
+
+def told(recorder: Recorder) -> list[JobEvent]:
+    """Return every event so far, after the consumer has had them all."""
+    celery_broadcast.drain()
+    return recorder.events
+
+
+def kinds(events: list[JobEvent]) -> list[type[JobEvent]]:
+    return [type(event) for event in events]
+
+
+def only_end(events: list[JobEvent]) -> Any:
+    (end,) = [event for event in events if isinstance(event, JobEnded)]
+    return end
+
+
+class CardDeclinedError(Exception):
+    pass
+
+
+def works() -> None: ...
+
+
+def divides() -> float:
+    return 1 / 0
+
+
+# Every outcome in the process that ran it.
+
+
+def test_a_job_that_returns_starts_and_finishes(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task(name="shop.charge")
+    def charge(amount: int, *, currency: str) -> str:
+        return f"{amount} {currency}"
+
+    before = time.time()
+    answer = charge.delay(3, currency="EUR")
+
+    started, finished = told(recorder)
+    assert isinstance(started, JobStarted)
+    assert isinstance(finished, JobFinished)
+    assert finished.task_id == started.task_id == answer.id
+    assert finished.task_name == "shop.charge"
+    assert (list(finished.args or ()), finished.kwargs) == ([3], {"currency": "EUR"})
+    assert finished.result == "3 EUR"
+    assert finished.state == "SUCCESS"
+    assert finished.retries == 0
+    assert started.started_at is not None
+    assert before <= started.started_at <= finished.ended_at <= time.time()
+    assert finished.started_at == started.started_at
+    assert 0 < finished.runtime < 60
+
+
+def test_a_job_that_raises_fails_with_its_exception_as_text(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task
+    def charge() -> None:
+        raise CardDeclinedError("no money")
+
+    charge.delay()
+
+    failed = told(recorder)[-1]
+    assert isinstance(failed, JobFailed)
+    assert failed.exception_class is CardDeclinedError
+    assert failed.exception_type == "test_bridge.CardDeclinedError"
+    assert failed.exception_message == "no money"
+    assert failed.traceback.rstrip().endswith("CardDeclinedError: no money")
+    assert failed.state == "FAILURE"
+
+
+def test_a_builtin_exception_goes_by_its_bare_name(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    broadcasting_app.task(name="divide")(divides).delay()
+
+    assert only_end(told(recorder)).exception_type == "ZeroDivisionError"
+
+
+def test_every_attempt_of_a_retried_job_has_its_own_start_and_end(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task(bind=True)
+    def ship(self: Any) -> str:
+        if self.request.retries < 2:
+            raise self.retry(exc=ConnectionError("busy"), countdown=30)
+        return "shipped"
+
+    before = time.time()
+    ship.delay()
+
+    events = told(recorder)
+    assert kinds(events) == [
+        JobStarted,
+        JobRetried,
+        JobStarted,
+        JobRetried,
+        JobStarted,
+        JobFinished,
+    ]
+    assert [event.retries for event in events] == [0, 0, 1, 1, 2, 2]
+    retried: Any = events[1]
+    assert retried.exception_class is ConnectionError
+    assert retried.exception_message == "busy"
+    assert "ConnectionError('busy')" in retried.traceback
+    assert before + 30 <= retried.eta <= time.time() + 30
+    assert retried.state == "RETRY"
+
+
+def test_a_retry_without_a_reason_says_that_it_is_a_retry(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    eta = datetime.now(timezone.utc) + timedelta(seconds=60)
+
+    @broadcasting_app.task(bind=True)
+    def ship(self: Any) -> None:
+        if not self.request.retries:
+            raise self.retry(eta=eta)
+
+    ship.delay()
+
+    retried: Any = told(recorder)[1]
+    assert retried.exception_class is Retry
+    assert retried.eta == pytest.approx(eta.timestamp())
+
+
+def test_a_job_that_runs_out_of_retries_has_failed(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task(bind=True, max_retries=1)
+    def ship(self: Any) -> None:
+        raise self.retry(exc=OSError("busy"))
+
+    ship.delay()
+
+    events = told(recorder)
+    assert kinds(events) == [JobStarted, JobRetried, JobStarted, JobFailed]
+    assert only_end(events[2:]).exception_class is OSError
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_rejected_job_says_whether_it_comes_back(
+    broadcasting_app: Celery, recorder: Recorder, *, requeue: bool
+) -> None:
+    @broadcasting_app.task
+    def refuse() -> None:
+        raise Reject("no", requeue=requeue)
+
+    refuse.delay()
+
+    rejected = only_end(told(recorder))
+    assert isinstance(rejected, JobRejected)
+    assert rejected.requeue is requeue
+
+
+def test_an_ignored_job_is_ignored(broadcasting_app: Celery, recorder: Recorder) -> None:
+    @broadcasting_app.task
+    def skip() -> None:
+        raise Ignore
+
+    skip.delay()
+
+    assert isinstance(only_end(told(recorder)), JobIgnored)
+
+
+def test_an_eager_job_whose_error_is_thrown_has_failed(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task
+    def charge() -> None:
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        charge.apply(throw=True)
+
+    failed = only_end(told(recorder))
+    assert isinstance(failed, JobFailed)
+    assert failed.exception_message == "no"
+
+
+def test_a_job_that_exits_has_failed(broadcasting_app: Celery, recorder: Recorder) -> None:
+    @broadcasting_app.task
+    def leave() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        leave.apply()
+
+    failed = only_end(told(recorder))
+    assert failed.exception_class is SystemExit
+
+
+def test_a_job_inside_a_job_has_events_of_its_own(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task(name="inner")
+    def inner() -> None: ...
+
+    @broadcasting_app.task(name="outer")
+    def outer() -> None:
+        inner.apply()
+
+    outer.delay()
+
+    assert [(type(event), event.task_name) for event in told(recorder)] == [
+        (JobStarted, "outer"),
+        (JobStarted, "inner"),
+        (JobFinished, "inner"),
+        (JobFinished, "outer"),
+    ]
+
+
+def test_a_job_run_inside_a_consumer_feeds_the_others_but_not_that_consumer(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task(name="report")
+    def report() -> None: ...
+
+    fed: list[str] = []
+
+    @celery_broadcast.on_job_event(JobFinished)
+    def reports(event: JobFinished) -> None:
+        fed.append(event.task_name)
+        report.apply()
+
+    broadcasting_app.task(name="charge")(works).delay()
+    recorder.wait_for(4)
+
+    assert [event.task_name for event in told(recorder)] == ["charge", "charge", "report", "report"]
+    assert fed == ["charge"]
+
+
+# News of an attempt that another process ran, as the main process of a worker gets it.
+
+
+@pytest.fixture
+def dead_task(broadcasting_app: Celery) -> Any:
+    """Return a task whose jobs ran in a process that is gone."""
+
+    @broadcasting_app.task(name="shop.crash")
+    def crash() -> None: ...
+
+    return crash
+
+
+def test_a_job_whose_process_died_has_failed(dead_task: Any, recorder: Recorder) -> None:
+    signals.task_failure.send(
+        sender=dead_task,
+        task_id="dead-1",
+        exception=WorkerLostError("signal 9"),
+        args=[1],
+        kwargs={},
+        traceback="text",
+        einfo=SimpleNamespace(traceback="the traceback, as text"),
+    )
+
+    failed = only_end(told(recorder))
+    assert (failed.task_id, failed.task_name) == ("dead-1", "shop.crash")
+    assert failed.exception_class is WorkerLostError
+    assert failed.exception_message == "signal 9"
+    assert failed.traceback == "the traceback, as text"
+
+
+def test_a_job_past_its_time_limit_ends_once_though_celery_tells_twice(
+    dead_task: Any, recorder: Recorder
+) -> None:
+    for _ in range(2):
+        signals.task_failure.send(
+            sender=dead_task, task_id="late-1", exception=TimeLimitExceeded(3), args=[], kwargs={}
+        )
+
+    assert kinds(told(recorder)) == [JobFailed]
+
+
+def test_a_job_that_was_rejected_in_its_own_process_does_not_fail_in_the_parent(
+    dead_task: Any, recorder: Recorder
+) -> None:
+    signals.task_failure.send(
+        sender=dead_task, task_id="rejected-1", exception=Reject("no"), args=[], kwargs={}
+    )
+
+    assert told(recorder) == []
+
+
+def test_a_job_that_expired_is_revoked_without_a_start(dead_task: Any, recorder: Recorder) -> None:
+    request = Context(id="old-1", args=[1], kwargs={"a": 2}, hostname="celery@web-1")
+
+    signals.task_revoked.send(
+        sender=dead_task, request=request, terminated=False, signum=None, expired=True
+    )
+
+    revoked = only_end(told(recorder))
+    assert isinstance(revoked, JobRevoked)
+    assert (revoked.task_id, revoked.worker, revoked.args) == ("old-1", "celery@web-1", [1])
+    assert (revoked.expired, revoked.terminated) == (True, False)
+    assert (revoked.started_at, revoked.runtime) == (None, 0.0)
+
+
+def test_a_job_that_a_cold_shutdown_cancelled_is_retried(
+    dead_task: Any, recorder: Recorder
+) -> None:
+    request = Context(id="cut-1", args=[], kwargs={})
+
+    signals.task_retry.send(sender=dead_task, request=request, einfo=None)
+
+    retried = only_end(told(recorder))
+    assert isinstance(retried, JobRetried)
+    assert retried.exception_class is Retry
+    assert "cancelled by Celery" in retried.exception_message
+
+
+# A greenlet that is killed in the same process: first task_postrun, then the news.
+
+
+def abort_in_a_greenlet(task: Any, task_id: str) -> Context:
+    request = Context(id=task_id, args=[], kwargs={})
+    task.request_stack.push(request)
+    signals.task_prerun.send(sender=task, task_id=task_id, task=task, args=[], kwargs={})
+    signals.task_postrun.send(sender=task, task_id=task_id, task=task, retval=None, state=None)
+    task.request_stack.pop()
+    return request
+
+
+def test_a_greenlet_killed_by_the_time_limit_has_one_end(
+    dead_task: Any, recorder: Recorder
+) -> None:
+    abort_in_a_greenlet(dead_task, "green-1")
+    signals.task_failure.send(
+        sender=dead_task, task_id="green-1", exception=TimeLimitExceeded(3), args=[], kwargs={}
+    )
+
+    events = told(recorder)
+    assert kinds(events) == [JobStarted, JobFailed]
+    assert events[1].started_at == events[0].started_at
+
+
+def test_a_greenlet_killed_by_a_revoke_has_one_end(dead_task: Any, recorder: Recorder) -> None:
+    request = abort_in_a_greenlet(dead_task, "green-2")
+    signals.task_revoked.send(sender=dead_task, request=request, terminated=True, expired=False)
+
+    assert kinds(told(recorder)) == [JobStarted, JobRevoked]
+
+
+# What the events carry.
+
+
+def test_without_payload_the_events_carry_no_argument_and_no_result(
+    app: Celery, recorder: Recorder
+) -> None:
+    app.conf.broadcast_enabled = True
+    app.conf.broadcast_payload = False
+    celery_broadcast.install(app)
+
+    @app.task
+    def echo(text: str) -> str:
+        return text
+
+    echo.delay("secret")
+
+    finished = only_end(told(recorder))
+    assert (finished.args, finished.kwargs, finished.result) == (None, None, None)
+
+
+def test_a_traceback_keeps_its_last_characters_up_to_the_limit(
+    app: Celery, recorder: Recorder
+) -> None:
+    app.conf.broadcast_enabled = True
+    app.conf.broadcast_traceback_limit = 16
+    celery_broadcast.install(app)
+    app.task(name="divide")(divides).delay()
+
+    assert only_end(told(recorder)).traceback.strip() == "ivision by zero"
+
+
+def test_no_event_keeps_the_memory_of_a_failed_job_alive(
+    broadcasting_app: Celery, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Celery logs the exception, and pytest keeps what is logged.
+    caplog.set_level(logging.CRITICAL, logger="celery.app.trace")
+
+    class Heavy:
+        pass
+
+    kept: list[weakref.ref[Heavy]] = []
+
+    @broadcasting_app.task
+    def fails() -> None:
+        heavy = Heavy()
+        kept.append(weakref.ref(heavy))
+        raise OSError("no")
+
+    fails.delay()
+    assert len(told(recorder)) == 2
+    gc.collect()
+
+    assert kept[0]() is None
+
+
+@pytest.mark.parametrize(
+    ("exchange", "routing_key", "queue"),
+    [
+        ("", "celery", "celery"),
+        ("shop", "express", "parcels"),
+        ("shop", "unknown", None),
+        (None, None, None),
+    ],
+)
+def test_the_queue_is_found_by_exchange_and_routing_key(
+    broadcasting_app: Celery,
+    recorder: Recorder,
+    exchange: str | None,
+    routing_key: str | None,
+    queue: str | None,
+) -> None:
+    broadcasting_app.conf.task_queues = [
+        Queue("parcels", Exchange("shop"), routing_key="express"),
+        Queue("letters", Exchange("post"), routing_key="express"),
+    ]
+    task: Any = broadcasting_app.task(name="ship")(works)
+    request = Context(id="1", delivery_info={"exchange": exchange, "routing_key": routing_key})
+    task.request_stack.push(request)
+    signals.task_prerun.send(sender=task, task_id="1", task=task, args=(), kwargs={})
+    task.request_stack.pop()
+
+    (started,) = told(recorder)
+    assert (started.queue, started.exchange, started.routing_key) == (queue, exchange, routing_key)
+
+
+def test_an_event_has_the_request_as_it_was_when_the_job_started(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    @broadcasting_app.task(bind=True)
+    def meddles(self: Any) -> None:
+        self.request.update(retries=99, hostname="elsewhere")
+
+    meddles.apply(headers={"tenant": "acme"})
+
+    finished = only_end(told(recorder))
+    assert finished.headers["tenant"] == "acme"
+    assert finished.retries == 0
+    assert finished.worker != "elsewhere"
+
+
+# Bad input.
+
+
+class BareTask:
+    """What some foreign code may send as a task."""
+
+    def __init__(self, app: Celery, request: object) -> None:
+        self.app = app
+        self.request = request
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("I won't say")
+
+    __repr__ = __str__
+
+
+def test_an_exception_that_cannot_be_shown_still_gives_its_end(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    request = Context(id="1")
+    task: Any = broadcasting_app.task(name="mute")(works)
+    task.request_stack.push(request)
+    signals.task_prerun.send(sender=task, task_id="1", task=task, args=(), kwargs={})
+    signals.task_postrun.send(
+        sender=task, task_id="1", task=task, retval=UnspeakableError(), state="FAILURE"
+    )
+    task.request_stack.pop()
+
+    failed = only_end(told(recorder))
+    assert failed.exception_class is UnspeakableError
+    assert failed.exception_message.endswith("its str() raised>")
+
+
+def test_a_result_that_cannot_be_copied_travels_by_reference(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    class Unique:
+        def __copy__(self) -> None:
+            raise TypeError("there is only one")
+
+        __deepcopy__ = __reduce__ = __copy__  # type: ignore[assignment]
+
+    unique = Unique()
+
+    @broadcasting_app.task
+    def gives() -> Unique:
+        return unique
+
+    gives.delay()
+
+    assert only_end(told(recorder)).result is unique
+
+
+def test_a_request_without_any_field_gives_an_event_with_what_there_is(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    task = BareTask(broadcasting_app, SimpleNamespace())
+
+    signals.task_prerun.send(sender=task, task_id=None, task=task)
+    signals.task_postrun.send(sender=task, task_id=None, task=task, state="SUCCESS")
+
+    started, finished = told(recorder)
+    assert (started.task_id, started.task_name) == ("", "")
+    assert isinstance(finished, JobFinished)
+
+
+def test_a_postrun_for_which_nothing_had_started_gives_no_event(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    task = BareTask(broadcasting_app, Context(id="1"))
+
+    for state in ("SUCCESS", None):
+        signals.task_postrun.send(sender=task, task_id="1", task=task, state=state)
+
+    assert told(recorder) == []
+
+
+def test_an_error_of_our_own_never_reaches_celery(
+    broadcasting_app: Celery, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    responses = signals.task_prerun.send(sender=None, task=object(), task_id="1")
+
+    assert responses[0][1] is None
+    assert "broadcast failed in on_task_prerun" in caplog.text
+    caplog.clear()  # it is what this test is about, and no leftover of it
+
+
+# Which events are produced, and for whom.
+
+
+def test_only_the_chosen_event_types_are_produced(app: Celery, recorder: Recorder) -> None:
+    app.conf.broadcast_enabled = True
+    app.conf.broadcast_events = ["JobFailed", JobRetried]
+    celery_broadcast.install(app)
+
+    app.task(name="works")(works).delay()
+    app.task(name="fails")(divides).delay()
+
+    assert kinds(told(recorder)) == [JobFailed]
+
+
+def test_a_base_type_stands_for_all_below_it() -> None:
+    assert produced_events(("JobEnded",)) == set(EVENT_TYPES.values()) - {JobStarted}
+    assert produced_events(None) == produced_events(("JobEvent",)) == set(EVENT_TYPES.values())
+
+
+def test_an_event_type_that_does_not_exist_is_refused_at_the_start(app: Celery) -> None:
+    app.conf.broadcast_enabled = True
+    app.conf.broadcast_events = ["JobFialed"]
+    assert app.conf.task_always_eager  # reads the configuration
+
+    with pytest.raises(ConfigurationError, match="broadcast_events names 'JobFialed'"):
+        celery_broadcast.install(app)
+
+
+def test_jobs_of_an_app_that_did_not_install_it_are_not_broadcast(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    other = Celery("other", broker="memory://", set_as_current=False)
+    other.conf.task_always_eager = True
+
+    other.task(name="elsewhere")(works).delay()
+    broadcasting_app.task(name="here")(works).delay()
+
+    assert {event.task_name for event in told(recorder)} == {"here"}
+
+
+def test_the_bridge_connects_each_signal_once_however_often_it_is_asked(
+    broadcasting_app: Celery,
+) -> None:
+    before = len(signals.task_prerun.receivers)
+
+    for _ in range(3):
+        celery_broadcast.install(broadcasting_app)
+
+    assert len(signals.task_prerun.receivers) == before

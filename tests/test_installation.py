@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.utils.dispatch import Signal
+from conftest import broadcast_threads
+from recorder import Recorder
+
+import celery_broadcast
+from celery_broadcast.errors import ConfigurationError
+from celery_broadcast.producer import Drained
+
+ALL_SIGNALS = [signal for signal in vars(signals).values() if isinstance(signal, Signal)]
+
+
+def job() -> int:
+    return 1
+
+
+def run_one_job(app: Celery) -> None:
+    app.task(name="job")(job).delay()
+
+
+def receivers() -> list[list[Any]]:
+    return [list(signal.receivers) for signal in ALL_SIGNALS]
+
+
+def python(program: str, **environment: str) -> str:
+    """Return what a fresh Python process prints."""
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+LOADED = "print(*sorted(n for n in sys.modules if n.startswith('celery_broadcast.')))"
+
+
+def test_with_the_flag_off_no_receiver_is_connected_and_no_thread_started(app: Celery) -> None:
+    before = receivers()
+
+    celery_broadcast.install(app)
+    run_one_job(app)
+
+    assert receivers() == before
+    assert broadcast_threads() == []
+
+
+def test_with_the_flag_off_no_module_of_the_core_beyond_settings_is_loaded() -> None:
+    loaded = python(
+        f"""
+        import sys
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.task_always_eager = True
+        import celery_broadcast.plugin
+
+        @app.task
+        def job(): ...
+
+        job.delay()
+        {LOADED}
+        """
+    )
+
+    assert loaded.split() == [
+        f"celery_broadcast.{module}" for module in ("errors", "installation", "plugin", "settings")
+    ]
+
+
+def test_with_the_flag_on_and_no_job_no_thread_is_started(broadcasting_app: Celery) -> None:
+    celery_broadcast.on_job_event(name="recorder")(Recorder().handle)
+
+    assert broadcast_threads() == []
+
+
+def test_the_flag_counts_from_the_moment_the_configuration_is_read(app: Celery) -> None:
+    before = receivers()
+    celery_broadcast.install(app)
+    app.conf.update(broadcast_enabled=True)
+    assert receivers() == before
+
+    run_one_job(app)
+
+    assert receivers() != before
+
+
+def test_uninstalling_leaves_celerys_signals_as_they_were(app: Celery) -> None:
+    before = receivers()
+    app.conf.broadcast_enabled = True
+    celery_broadcast.install(app)
+    run_one_job(app)
+
+    celery_broadcast.uninstall(app)
+
+    assert receivers() == before
+    assert broadcast_threads() == []
+
+
+def test_uninstalling_what_is_not_installed_is_harmless(app: Celery) -> None:
+    celery_broadcast.uninstall(app)
+
+
+def test_two_apps_share_one_broadcast_until_both_are_gone(broadcasting_app: Celery) -> None:
+    recorder = Recorder()
+    celery_broadcast.on_job_event(name="recorder")(recorder.handle)
+    other = Celery("other", broker="memory://", set_as_current=False)
+    other.conf.update(task_always_eager=True, broadcast_enabled=True, broadcast_drain_timeout=10.0)
+    celery_broadcast.install(other)
+
+    run_one_job(other)
+    celery_broadcast.uninstall(other)
+    run_one_job(broadcasting_app)
+    celery_broadcast.drain()
+
+    assert len(recorder.events) == 4
+
+
+def test_a_second_app_with_other_settings_is_refused(broadcasting_app: Celery) -> None:
+    other = Celery("other", broker="memory://", set_as_current=False)
+    other.conf.update(broadcast_enabled=True, broadcast_mailbox_size=5)
+    assert other.conf.broadcast_mailbox_size == 5
+
+    with pytest.raises(ConfigurationError, match="A process has one broadcast"):
+        celery_broadcast.install(other)
+
+
+def test_a_configuration_that_is_read_anew_counts(app: Celery) -> None:
+    recorder = Recorder()
+    celery_broadcast.on_job_event(name="recorder")(recorder.handle)
+    app.config_from_object({"broadcast_enabled": True})
+    celery_broadcast.install(app)
+    run_one_job(app)
+
+    app.config_from_object({"broadcast_enabled": False})
+    run_one_job(app)
+    celery_broadcast.drain()
+
+    assert len(recorder.events) == 2
+
+
+def test_a_wrong_setting_is_an_error_on_the_line_that_installs(app: Celery) -> None:
+    app.conf.update(broadcast_enabled=True, broadcast_mailbox_sise=5)
+    assert app.conf.broadcast_enabled
+
+    with pytest.raises(ConfigurationError, match="Did you mean broadcast_mailbox_size"):
+        celery_broadcast.install(app)
+
+
+def test_a_wrong_setting_that_is_read_later_keeps_a_worker_from_starting(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.conf.update(broadcast_enabled="maybe")
+    celery_broadcast.install(app)
+    assert app.conf.broadcast_enabled
+
+    with pytest.raises(ConfigurationError, match="broadcast_enabled must be True or False"):
+        app.loader.import_default_modules()
+    caplog.clear()
+    signals.import_modules.disconnect(sender=app, dispatch_uid="celery_broadcast.refuse")
+
+
+def test_the_plugin_installs_on_the_current_app() -> None:
+    said = python(
+        """
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.update(task_always_eager=True, broadcast_enabled=True)
+        import celery_broadcast.plugin
+        from celery_broadcast import drain, on_job_event, stats
+
+        @on_job_event
+        def trail(event): print(type(event).__name__)
+
+        @app.task
+        def job(): ...
+
+        job.delay()
+        drain()
+        print(stats()["trail"].handled)
+        """
+    )
+
+    assert said.split() == ["JobStarted", "JobFinished", "2"]
+
+
+def test_the_environment_variable_turns_it_off() -> None:
+    said = python(
+        f"""
+        import sys
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.broadcast_enabled = True
+        import celery_broadcast.plugin
+        assert app.conf.broadcast_enabled
+        {LOADED}
+        """,
+        CELERY_BROADCAST_ENABLED="off",
+    )
+
+    assert "celery_broadcast.bridge" not in said
+
+
+def test_what_waits_when_the_process_ends_is_handled() -> None:
+    said = python(
+        """
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.update(task_always_eager=True, broadcast_enabled=True)
+        import celery_broadcast.plugin, threading
+        from celery_broadcast import on_job_event
+        ended = threading.Event()
+
+        @on_job_event
+        def trail(event):
+            ended.wait(0.05)
+            print(type(event).__name__)
+
+        @app.task
+        def job(): ...
+
+        job.delay()
+        """
+    )
+
+    assert said.split() == ["JobStarted", "JobFinished"]
+
+
+def test_the_log_says_that_it_is_off(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    celery_broadcast.install(app)
+    run_one_job(app)
+
+    assert "broadcast is installed but off" in caplog.text
+
+
+def test_while_it_is_off_there_are_no_numbers_and_nothing_to_drain() -> None:
+    assert celery_broadcast.stats() == {}
+    assert celery_broadcast.drain() == Drained(handled=0, left=0)
+
+
+def test_a_drain_without_a_valid_timeout_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="timeout must be a number of seconds"):
+        celery_broadcast.drain(timeout=-1)
+
+
+def test_a_public_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'JobFinnished'"):
+        celery_broadcast.JobFinnished  # noqa: B018
+
+
+def test_every_public_name_can_be_had() -> None:
+    for name in celery_broadcast.__all__:
+        assert getattr(celery_broadcast, name) is not None
+    assert set(celery_broadcast.__all__) <= set(dir(celery_broadcast))
