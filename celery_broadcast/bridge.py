@@ -39,6 +39,7 @@ from celery_broadcast.events import (
 )
 from celery_broadcast.producer import Producer
 from celery_broadcast.settings import Settings
+from celery_broadcast.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def _border(receiver: Callable[..., None]) -> Callable[..., None]:
 
 
 class Bridge:
-    """Turns what Celery tells of the jobs of some apps into events for the producer.
+    """Turns what Celery tells of the jobs of this process into events for the producer.
 
     Its receivers run where Celery sends the signals: on the thread that runs
     the job, and on the main thread of a worker for jobs whose process died.
@@ -94,8 +95,8 @@ class Bridge:
     def __init__(self, settings: Settings, producer: Producer) -> None:
         self.settings = settings
         self.producer = producer
-        self.apps: set[Celery] = set()
         self._attempts = Attempts()
+        self._slots: Slots | None = None
         self._produced = produced_events(settings.events)
         self._queues: dict[tuple[Celery, str, str], str | None] = {}
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
@@ -104,6 +105,7 @@ class Bridge:
             (signals.task_failure, self.on_task_failure),
             (signals.task_retry, self.on_task_retry),
             (signals.task_revoked, self.on_task_revoked),
+            (signals.worker_init, self.on_worker_init),
             (signals.worker_process_shutdown, self.on_worker_process_shutdown),
             (signals.worker_shutdown, self.on_worker_shutdown),
         )
@@ -127,12 +129,12 @@ class Bridge:
         self, task: Any = None, task_id: Any = None, args: Any = None, kwargs: Any = None, **_: Any
     ) -> None:
         """Publish `JobStarted`."""
-        if task.app not in self.apps:
-            return
         request = task.request
-        facts = self._facts(task, request, task_id, args, kwargs, os.getpid(), time.time())
-        attempt = Attempt(facts=facts, started_monotonic=time.monotonic())
-        self._attempts.start(request, attempt)
+        started_at, started_monotonic = time.time(), time.monotonic()
+        facts = self._facts(task, request, task_id, args, kwargs, os.getpid(), started_at)
+        self._attempts.start(request, Attempt(facts=facts, started_monotonic=started_monotonic))
+        if self._slots is not None and not getattr(request, "is_eager", False):
+            self._slots.start(facts["task_id"], started_at, started_monotonic)
         if JobStarted in self._produced:
             self.producer.notify(JobStarted(**facts))
 
@@ -190,6 +192,8 @@ class Bridge:
         attempt = self._attempts.end(request)
         if attempt is None:
             return
+        if self._slots is not None and not getattr(request, "is_eager", False):
+            self._slots.end()
         if state == "SUCCESS":
             result = retval if self.settings.payload else None
             self._end(JobFinished, attempt, result=result)
@@ -236,19 +240,32 @@ class Bridge:
         self, task: Any, request: Any, task_id: Any, args: Any, kwargs: Any
     ) -> Attempt | None:
         """Return the attempt whose end just became known here; None if it has ended before."""
-        if task.app not in self.apps:
-            return None
         attempt = self._attempts.end_aborted(str(task_id))
         if attempt is not None:
             return attempt
         if not self._attempts.end_remote(str(task_id)):
             return None
-        return Attempt(
-            facts=self._facts(task, request, task_id, args, kwargs, 0, None),
-            started_monotonic=time.monotonic(),
-        )
+        running = self._slots.take(str(task_id)) if self._slots is not None else None
+        if running is None:  # it never started
+            facts = self._facts(task, request, task_id, args, kwargs, 0, None)
+            return Attempt(facts=facts, started_monotonic=time.monotonic())
+        facts = self._facts(task, request, task_id, args, kwargs, running.pid, running.started_at)
+        return Attempt(facts=facts, started_monotonic=running.started_monotonic)
 
-    # The process ends.
+    # The process begins and ends.
+
+    @_border
+    def on_worker_init(self, **_: Any) -> None:
+        """Map the memory in which pool processes note what they run, before the first fork."""
+        if self._slots is None:
+            try:
+                self._slots = Slots()
+            except OSError as error:
+                logger.warning(
+                    "broadcast gets no shared memory: %s. The ends of jobs whose process died "
+                    "won't tell when they had started",
+                    error,
+                )
 
     def on_worker_process_shutdown(self, **_: Any) -> None:
         """Drain a pool process: it leaves by `os._exit`, so nothing later would run."""

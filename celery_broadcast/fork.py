@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Forgetful(Protocol):
@@ -19,12 +19,29 @@ class Forgetful(Protocol):
         """Replace every lock, queue and thread; called in the child, alone there."""
 
 
+@runtime_checkable
+class Preparing(Protocol):
+    """Something that also gets ready for the child."""
+
+    def before_fork(self) -> None:
+        """Get ready; called in the parent, on the thread that is about to fork."""
+
+
 _forgetful: weakref.WeakSet[Forgetful] = weakref.WeakSet()
 
 
 def starts_clean(instance: Forgetful) -> None:
-    """Have `instance.forget()` called in every child that is forked from now on."""
+    """Have `instance.forget()` called in every child that is forked from now on.
+
+    And `instance.before_fork()`, if it has that, in the parent before.
+    """
     _forgetful.add(instance)
+
+
+def _prepare_all() -> None:
+    for instance in list(_forgetful):
+        if isinstance(instance, Preparing):
+            instance.before_fork()
 
 
 def _forget_all() -> None:
@@ -32,4 +49,4 @@ def _forget_all() -> None:
         instance.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(before=_prepare_all, after_in_child=_forget_all)

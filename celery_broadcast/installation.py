@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The one of this process, while the broadcast is on for some app.
+# The one of this process, and the apps whose configuration turned it on.
 _bridge: Bridge | None = None
+_apps: set[Celery] = set()
 
 
 def install(app: Celery) -> None:
-    """Broadcast the jobs of `app`, if its configuration says so; twice is harmless.
+    """Broadcast the jobs of this process, if the app's configuration says so.
 
     For where Celery's `imports` aren't read: a client, eager jobs, tests. Reads
-    the configuration now if the app has it, else as soon as it has.
+    the configuration now if the app has it, else as soon as it has. Twice is
+    harmless. Like Celery's signals, it doesn't ask which app a job belongs to.
 
     Raises:
         ConfigurationError: a setting is wrong. If the app isn't configured
@@ -40,13 +42,11 @@ def install(app: Celery) -> None:
 
 
 def uninstall(app: Celery) -> None:
-    """Stop broadcasting the jobs of `app`; with the last one, drain and disconnect."""
+    """Take back `install(app)`; with the last app, drain and disconnect."""
     global _bridge  # noqa: PLW0603  # a process has one
     app.on_after_configure.disconnect(dispatch_uid="celery_broadcast.install")
-    if _bridge is None or app not in _bridge.apps:
-        return
-    _bridge.apps.discard(app)
-    if not _bridge.apps:
+    _apps.discard(app)
+    if _bridge is not None and not _apps:
         _bridge.disconnect()
         _bridge.producer.drain()
         _bridge = None
@@ -109,7 +109,7 @@ def _apply(app: Any) -> None:
     """Connect for the app, or disconnect, as its configuration says."""
     global _bridge  # noqa: PLW0603  # a process has one
     loaded = settings.load(app.conf, os.environ, app.namespace)
-    if _bridge is not None and loaded != _bridge.settings and _bridge.apps == {app}:
+    if _bridge is not None and loaded != _bridge.settings and _apps == {app}:
         uninstall(app)  # its configuration was read anew
     if not loaded.enabled:
         logger.info("broadcast is installed but off (broadcast_enabled is False)")
@@ -123,7 +123,7 @@ def _apply(app: Any) -> None:
             f"{_bridge.settings!r}. A process has one broadcast: give both the same settings."
         )
         raise ConfigurationError(msg)
-    _bridge.apps.add(app)
+    _apps.add(app)
 
 
 def _new_bridge(loaded: settings.Settings) -> Bridge:

@@ -32,9 +32,10 @@ MAY_IMPORT = {
         *("notices", "settings", "subscription"),
     },
     "attempts": {"fork"},
-    "bridge": {"attempts", "errors", "events", "producer", "settings"},
+    "slots": {"fork"},
+    "bridge": {"attempts", "errors", "events", "producer", "settings", "slots"},
     "installation": {"errors", "settings"},
-    "plugin": {"installation"},
+    "plugin": {"errors", "installation"},
 }
 
 #: Loaded only once the flag is known to be on, so they are imported in functions.

@@ -603,18 +603,6 @@ def test_an_event_type_that_does_not_exist_is_refused_at_the_start(app: Celery) 
         celery_broadcast.install(app)
 
 
-def test_jobs_of_an_app_that_did_not_install_it_are_not_broadcast(
-    broadcasting_app: Celery, recorder: Recorder
-) -> None:
-    other = Celery("other", broker="memory://", set_as_current=False)
-    other.conf.task_always_eager = True
-
-    other.task(name="elsewhere")(works).delay()
-    broadcasting_app.task(name="here")(works).delay()
-
-    assert {event.task_name for event in told(recorder)} == {"here"}
-
-
 def test_the_bridge_connects_each_signal_once_however_often_it_is_asked(
     broadcasting_app: Celery,
 ) -> None:

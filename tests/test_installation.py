@@ -265,3 +265,17 @@ def test_every_public_name_can_be_had() -> None:
     for name in celery_broadcast.__all__:
         assert getattr(celery_broadcast, name) is not None
     assert set(celery_broadcast.__all__) <= set(dir(celery_broadcast))
+
+
+def test_the_plugin_without_an_app_to_install_on_says_what_to_do() -> None:
+    said = python(
+        """
+        try:
+            import celery_broadcast.plugin
+        except ValueError as error:
+            print(error)
+        """
+    )
+
+    assert "imported before there was a Celery app" in said
+    assert "celery_broadcast.install(app)" in said
