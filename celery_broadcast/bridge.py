@@ -41,7 +41,7 @@ from celery_broadcast.producer import Producer
 from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=JobEnded)
 
@@ -243,10 +243,11 @@ class Bridge:
         attempt = self._attempts.end_aborted(str(task_id))
         if attempt is not None:
             return attempt
-        if not self._attempts.end_remote(str(task_id)):
-            return None
         running = self._slots.take(str(task_id)) if self._slots is not None else None
-        if running is None:  # it never started
+        told_before = not self._attempts.end_remote(str(task_id))
+        if running is None and told_before:
+            return None
+        if running is None:  # it never started, as far as anybody can tell
             facts = self._facts(task, request, task_id, args, kwargs, 0, None)
             return Attempt(facts=facts, started_monotonic=time.monotonic())
         facts = self._facts(task, request, task_id, args, kwargs, running.pid, running.started_at)

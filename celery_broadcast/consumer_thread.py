@@ -16,7 +16,7 @@ from celery_broadcast.restarts import Restarts
 from celery_broadcast.subscription import Subscription
 from celery_broadcast.throttle import Throttle
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: The consumers in whose hands the present code runs; empty anywhere else.
 hands: ContextVar[AbstractSet[str]] = ContextVar("celery_broadcast_hands", default=frozenset())
@@ -33,7 +33,7 @@ class ConsumerThread:
         mailbox: Mailbox[Delivery],
         restarts: Restarts | None = None,
     ) -> None:
-        self.name = subscription.name
+        self.name: str = subscription.name
         self.mailbox = mailbox
         self._subscription = subscription
         self._restarts = Restarts() if restarts is None else restarts

@@ -66,12 +66,16 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     def __repr__(self) -> str:
         """Show every field but those with the job's own data in them."""
-        shown = (
-            f"{name}={getattr(self, name)!r}"
+        shown = (f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Give the same fields to rich, which shows them in its tracebacks."""
+        return [
+            (name, getattr(self, name))
             for name in self.__struct_fields__
             if name not in _KEPT_OUT_OF_REPR
-        )
-        return f"{type(self).__name__}({', '.join(shown)})"
+        ]
 
 
 class JobStarted(JobEvent, frozen=True, kw_only=True, tag=True):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from celery_broadcast.mailbox import ConsumerStats
     from celery_broadcast.producer import Drained
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # The one of this process, and the apps whose configuration turned it on.
 _bridge: Bridge | None = None

@@ -10,7 +10,7 @@ from celery_broadcast import notices
 from celery_broadcast.mailbox import DRAIN_TIMEOUT, GAVE_UP, INBOX_FULL, MAILBOX_FULL, STOPPED
 from celery_broadcast.throttle import Throttle
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _SECONDS_BEFORE_FIRST_LINE = 1.0
 _SECONDS_BETWEEN_LINES = 60.0

@@ -57,7 +57,7 @@ class Counts:
     """
 
     def __init__(self) -> None:
-        self.numbers = array("Q", bytes(8 * (_FIRST_DROP + len(DROP_REASONS))))
+        self.numbers: array[int] = array("Q", bytes(8 * (_FIRST_DROP + len(DROP_REASONS))))
 
     def stats(self, pending: int) -> ConsumerStats:
         """Return the numbers by name."""

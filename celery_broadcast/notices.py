@@ -16,36 +16,44 @@ receivers weakly: connect a function that lives as long as its module.
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import blinker
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _namespace = blinker.Namespace()
 
 #: The broadcast of this process has started: `consumers` (their names), `pid`.
-broadcast_started = _namespace.signal("broadcast-started")
+broadcast_started: blinker.NamedSignal = _namespace.signal("broadcast-started")
 #: The broadcast has stopped: `handled` and `left`, numbers of events, and `seconds`.
-broadcast_drained = _namespace.signal("broadcast-drained")
+broadcast_drained: blinker.NamedSignal = _namespace.signal("broadcast-drained")
 #: A consumer is set up. Sent on the consumer's thread, after a restart too.
-consumer_started = _namespace.signal("consumer-started")
+consumer_started: blinker.NamedSignal = _namespace.signal("consumer-started")
 #: A consumer raised: `event`, or None if it was in setup or teardown, and `error`.
-consumer_failed = _namespace.signal("consumer-failed")
+consumer_failed: blinker.NamedSignal = _namespace.signal("consumer-failed")
 #: A consumer crashed and starts again in `pause` seconds, because of `error`.
-consumer_restarted = _namespace.signal("consumer-restarted")
+consumer_restarted: blinker.NamedSignal = _namespace.signal("consumer-restarted")
 #: A consumer crashed too often: it gets no more events in this process. `error`.
-consumer_gave_up = _namespace.signal("consumer-gave-up")
+consumer_gave_up: blinker.NamedSignal = _namespace.signal("consumer-gave-up")
 #: A consumer has handled its last event.
-consumer_stopped = _namespace.signal("consumer-stopped")
+consumer_stopped: blinker.NamedSignal = _namespace.signal("consumer-stopped")
 #: Events were dropped since the last such notice: `count` and `reason`.
-events_dropped = _namespace.signal("events-dropped")
+events_dropped: blinker.NamedSignal = _namespace.signal("events-dropped")
 
 
 def send(notice: blinker.NamedSignal, consumer: str | None = None, **facts: Any) -> None:
-    """Tell every receiver, whatever the others do; never raise an Exception."""
+    """Tell every receiver, whatever the others do.
+
+    What one raises is logged. Only on the main thread does an exit go on its
+    way, since it may well be meant for the process: Ctrl-C, say.
+    """
     for receiver in notice.receivers_for(consumer):
         try:
             receiver(consumer, **facts)
-        except Exception:
+        except BaseException as error:
             logger.exception("a receiver of the notice %r raised; it hurt nothing", notice.name)
+            exits = not isinstance(error, Exception)
+            if exits and threading.current_thread() is threading.main_thread():
+                raise

@@ -23,7 +23,7 @@ from celery_broadcast.mailbox import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, C
 from celery_broadcast.settings import Settings
 from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: How many events may wait for the producer's thread. It does nothing but move
 #: them on, so they only pile up while nothing lets it run at all: a loop of

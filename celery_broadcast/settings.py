@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from celery_broadcast.errors import ConfigurationError
@@ -20,6 +20,14 @@ _FALSE = frozenset({"0", "false", "no", "off", "n", "f", ""})
 _LONGEST_DRAIN_SECONDS = 86_400.0
 
 
+def _shown(value: object) -> str:
+    """Return a wrong value as text: its own `repr` may be wrong too."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001  # whatever it raises, the setting is what is wrong
+        return f"a {type(value).__name__} that can't be shown"
+
+
 def check_flag(setting: str, value: object) -> bool:
     """Return the flag that `value` means: a bool, 0, 1, or a word for one.
 
@@ -28,12 +36,14 @@ def check_flag(setting: str, value: object) -> bool:
     """
     if isinstance(value, bool):
         return value
-    word = str(value).strip().lower() if isinstance(value, str | int) else None
+    if isinstance(value, int) and value in {0, 1}:
+        return value == 1
+    word = value.strip().lower() if isinstance(value, str) else None
     if word in _TRUE:
         return True
     if word in _FALSE:
         return False
-    msg = f"{setting} must be True or False (or 1, 0, yes, no, on, off), got {value!r}."
+    msg = f"{setting} must be True or False (or 1, 0, yes, no, on, off), got {_shown(value)}."
     raise ConfigurationError(msg)
 
 
@@ -47,7 +57,10 @@ def check_mailbox_size(setting: str, value: object) -> int | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
-    msg = f"{setting} must be a number of events of 1 or more, or None for no bound, got {value!r}."
+    msg = (
+        f"{setting} must be a number of events of 1 or more, or None for no bound, "
+        f"got {_shown(value)}."
+    )
     raise ConfigurationError(msg)
 
 
@@ -60,7 +73,7 @@ def check_overflow(setting: str, value: object) -> str:
     if isinstance(value, str) and value in OVERFLOW_POLICIES:
         return value
     msg = (
-        f"{setting}={value!r} is not a policy. "
+        f"{setting}={_shown(value)} is not a policy. "
         "Use 'drop_oldest' (keep the newest events) or 'drop_newest' (keep the oldest)."
     )
     raise ConfigurationError(msg)
@@ -75,18 +88,19 @@ def check_seconds(setting: str, value: object) -> float:
     if (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
         and 0 <= value <= _LONGEST_DRAIN_SECONDS
     ):
         return float(value)
-    msg = f"{setting} must be a number of seconds of 0 or more (at most a day), got {value!r}."
+    msg = (
+        f"{setting} must be a number of seconds of 0 or more (at most a day), got {_shown(value)}."
+    )
     raise ConfigurationError(msg)
 
 
 def _check_characters(setting: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    msg = f"{setting} must be a number of characters of 0 or more, got {value!r}."
+    msg = f"{setting} must be a number of characters of 0 or more, got {_shown(value)}."
     raise ConfigurationError(msg)
 
 
@@ -95,13 +109,13 @@ def _check_event_names(setting: str, value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str | type) or not isinstance(value, list | tuple | set | frozenset):
-        msg = f"{setting} must be a list of event types or of their names, got {value!r}."
+        msg = f"{setting} must be a list of event types or of their names, got {_shown(value)}."
         raise ConfigurationError(msg)
     for item in value:
         if not isinstance(item, str | type):
-            msg = f"{setting} must hold event types or their names, got {item!r} in it."
+            msg = f"{setting} must hold event types or their names, got {_shown(item)} in it."
             raise ConfigurationError(msg)
-    return tuple(item if isinstance(item, str) else item.__name__ for item in value)
+    return tuple(sorted({item if isinstance(item, str) else item.__name__ for item in value}))
 
 
 @dataclass(frozen=True)
@@ -157,14 +171,18 @@ def load(
     given: dict[str, Any] = {}
     spelled: dict[str, str] = {}
     for key in configuration:
-        name = _setting_name(key, namespace)
-        if name is None:
+        name = _name_within(key, namespace)
+        # A configuration that is a module holds what it imports, celery_broadcast too.
+        if name is None or isinstance(configuration[key], ModuleType):
             continue
+        if name not in _CHECKS:
+            raise ConfigurationError(_unknown(key, name))
         value = _CHECKS[name](key, configuration[key])
         if name in given and given[name] != value:
             msg = (
                 f"{spelled[name]} and {key} are the same setting with different values, "
-                f"{configuration[spelled[name]]!r} and {configuration[key]!r}. Remove one."
+                f"{_shown(configuration[spelled[name]])} and {_shown(configuration[key])}. "
+                "Remove one."
             )
             raise ConfigurationError(msg)
         given[name], spelled[name] = value, key
@@ -174,27 +192,24 @@ def load(
     return Settings(**given)
 
 
-def _setting_name(key: str, namespace: str | None) -> str | None:
-    """Return the name that a key of the configuration sets; None if it isn't ours.
-
-    Raises:
-        ConfigurationError: it is spelled as ours, but there is no such setting.
-    """
-    prefixes = {"", "celery_", f"{namespace or 'celery'}_".lower()}
+def _name_within(key: object, namespace: str | None) -> str | None:
+    """Return the name in a key of the configuration, "enabled" say; None if it isn't ours."""
+    if not isinstance(key, str):
+        return None
+    prefixes = {"celery_", f"{(namespace or 'celery').lower().rstrip('_')}_"}
+    if not (namespace and key.isupper()):  # there BROADCAST_URL is another's, Django's say
+        prefixes.add("")
     for prefix in prefixes:
         before, found, name = key.lower().partition(f"{prefix}broadcast")
         if not before and found and (not name or name.startswith("_")):
-            break
-    else:
-        return None
-    name = name[1:]
-    if name in _CHECKS:
-        return name
+            return name[1:]
+    return None
+
+
+def _unknown(key: str, name: str) -> str:
+    """Say that a key is spelled as ours, and that there is no such setting."""
     start = key[: len(key) - len(name)] if name else f"{key}_"
-    known = [f"{start}{field.name}" for field in fields(Settings)]
-    if key.isupper():
-        known = [name.upper() for name in known]
-    close = difflib.get_close_matches(key, known, n=1)
-    remedy = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
-    msg = f"{key} is not a setting of celery-broadcast. {remedy}"
-    raise ConfigurationError(msg)
+    close = difflib.get_close_matches(name, _CHECKS, n=1)
+    spelled = [f"{start}{known.upper() if key.isupper() else known}" for known in close or _CHECKS]
+    remedy = f"Did you mean {spelled[0]}?" if close else f"There are: {', '.join(spelled)}."
+    return f"{key} is not a setting of celery-broadcast. {remedy}"

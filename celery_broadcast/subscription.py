@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from types import CodeType
 from typing import Any, Protocol, TypeVar, overload
 
 from celery_broadcast import settings
 from celery_broadcast.consumer import Consumer, FunctionConsumer
 from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.events import JobEvent
+from celery_broadcast.events import EVENT_TYPES, JobEvent
 
 E = TypeVar("E", bound=JobEvent)
+E2 = TypeVar("E2", bound=JobEvent)
+E3 = TypeVar("E3", bound=JobEvent)
 R = TypeVar("R")
 C = TypeVar("C", bound=type[Consumer])
 
@@ -38,6 +42,8 @@ class Subscription:
             is what the settings say.
         overflow: what a full mailbox drops; None is what the settings say.
         declared_at: the file and line of the declaration.
+        qualified_name: of the function or class that was declared.
+        code: of the function, or of the class's `handle`.
     """
 
     name: str
@@ -49,6 +55,22 @@ class Subscription:
     mailbox_size: int | None = FROM_SETTINGS
     overflow: str | None = None
     declared_at: str = ""
+    qualified_name: str = ""
+    code: CodeType | None = None
+
+    def is_again(self, known: Subscription) -> bool:
+        """Tell whether this is `known` itself, whose module was imported again.
+
+        Its place is the same then, except for the line, but its code was
+        compiled anew. In a loop, the code would be the same.
+        """
+        if self.code is None:  # not a Python function: a partial, say
+            return self.declared_at == known.declared_at
+        return (
+            self.declared_at.rpartition(":")[0] == known.declared_at.rpartition(":")[0]
+            and self.qualified_name == known.qualified_name
+            and self.code is not known.code
+        )
 
     def wants(self, event_type: type[JobEvent], task_name: str, queue: str | None) -> bool:
         """Tell whether events of this kind go to the consumer's mailbox.
@@ -80,24 +102,21 @@ class Registry:
         self.subscriptions: tuple[Subscription, ...] = ()
 
     def add(self, subscription: Subscription) -> None:
-        """Add a subscription; one that was declared at the same place is replaced.
+        """Add a subscription; if its module was imported again, it replaces itself.
 
         Raises:
             ConfigurationError: another consumer has the same name.
         """
-        others = []
-        for known in self.subscriptions:
-            if known.declared_at == subscription.declared_at and known.name == subscription.name:
-                continue  # its module was imported again
-            if known.name == subscription.name:
-                msg = (
-                    f"Two consumers are named {known.name!r} "
-                    f"({known.declared_at} and {subscription.declared_at}). "
-                    'Give one of them name="...".'
-                )
-                raise ConfigurationError(msg)
-            others.append(known)
-        self.subscriptions = (*others, subscription)
+        others = {known.name: known for known in self.subscriptions}
+        known = others.pop(subscription.name, None)
+        if known is not None and not subscription.is_again(known):
+            msg = (
+                f"Two consumers are named {known.name!r} "
+                f"({known.declared_at} and {subscription.declared_at}). "
+                'Give one of them name="...".'
+            )
+            raise ConfigurationError(msg)
+        self.subscriptions = (*others.values(), subscription)
 
     def clear(self) -> None:
         """Forget every subscription."""
@@ -105,7 +124,7 @@ class Registry:
 
 
 #: What `@on_job_event` declared in this process.
-registry = Registry()
+registry: Registry = Registry()
 
 
 class Decorator(Protocol[E]):
@@ -117,10 +136,49 @@ class Decorator(Protocol[E]):
     def __call__(self, consumer: Callable[[E], R], /) -> Callable[[E], R]: ...
 
 
+# No, two and three events have overloads of their own: of any number of types mypy
+# makes their common base, and a function of `JobFailed | JobFinished` takes less.
 @overload
 def on_job_event(consumer: C, /) -> C: ...
 @overload
 def on_job_event(consumer: Callable[[JobEvent], R], /) -> Callable[[JobEvent], R]: ...
+@overload
+def on_job_event(
+    *,
+    task: str | Iterable[str] | None = None,
+    queue: str | Iterable[str] | None = None,
+    selector: Callable[[JobEvent], object] | None = None,
+    name: str | None = None,
+    mailbox_size: int | None = ...,
+    overflow: str | None = None,
+) -> Decorator[JobEvent]: ...
+@overload
+def on_job_event(
+    first: type[E],
+    second: type[E2],
+    /,
+    *,
+    task: str | Iterable[str] | None = None,
+    queue: str | Iterable[str] | None = None,
+    selector: Callable[[E | E2], object] | None = None,
+    name: str | None = None,
+    mailbox_size: int | None = ...,
+    overflow: str | None = None,
+) -> Decorator[E | E2]: ...
+@overload
+def on_job_event(
+    first: type[E],
+    second: type[E2],
+    third: type[E3],
+    /,
+    *,
+    task: str | Iterable[str] | None = None,
+    queue: str | Iterable[str] | None = None,
+    selector: Callable[[E | E2 | E3], object] | None = None,
+    name: str | None = None,
+    mailbox_size: int | None = ...,
+    overflow: str | None = None,
+) -> Decorator[E | E2 | E3]: ...
 @overload
 def on_job_event(
     *events: type[E],
@@ -172,6 +230,9 @@ def on_job_event(*arguments: Any, **options: Any) -> Any:
 
 def _declare(consumer: Any, events: tuple[type[JobEvent], ...], options: dict[str, Any]) -> Any:
     """Add the consumer to the registry, and return it as it came."""
+    if not callable(consumer):
+        msg = f"on_job_event got {consumer!r}. Decorate a function or a Consumer class."
+        raise ConfigurationError(msg)
     called = _consumer_name(consumer)
     name = options.get("name") or called
     if not name or name == "<lambda>":
@@ -181,7 +242,7 @@ def _declare(consumer: Any, events: tuple[type[JobEvent], ...], options: dict[st
     if isinstance(consumer, type):
         make_consumer = _check_consumer_class(consumer)
     else:
-        _check_consumer_function(consumer, called or name)
+        _check_handles_one_event(consumer, called or name)
         make_consumer = partial(FunctionConsumer, consumer)
     registry.add(
         Subscription(
@@ -189,6 +250,8 @@ def _declare(consumer: Any, events: tuple[type[JobEvent], ...], options: dict[st
             make_consumer=make_consumer,
             events=events or (JobEvent,),
             declared_at=_place_of_declaration(),
+            qualified_name=getattr(consumer, "__qualname__", ""),
+            code=_code_of(consumer),
         )
     )
     return consumer
@@ -196,6 +259,12 @@ def _declare(consumer: Any, events: tuple[type[JobEvent], ...], options: dict[st
 
 def _is_event_type(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, JobEvent)
+
+
+def _code_of(consumer: Any) -> CodeType | None:
+    function = inspect.unwrap(getattr(consumer, "handle", consumer))
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _consumer_name(consumer: Any) -> str | None:
@@ -207,7 +276,7 @@ def _check_events(arguments: tuple[object, ...]) -> tuple[type[JobEvent], ...]:
     for argument in arguments:
         if _is_event_type(argument):
             continue
-        if isinstance(argument, str):
+        if isinstance(argument, str) and argument in ("JobEvent", "JobEnded", *EVENT_TYPES):
             remedy = f"Pass the class: from celery_broadcast import {argument}."
         elif isinstance(argument, JobEvent):
             remedy = f"Pass its class, {type(argument).__name__}."
@@ -236,6 +305,7 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
         if not callable(selector):
             msg = f"selector={selector!r} can't be called. Write: selector=lambda event: ..."
             raise ConfigurationError(msg)
+        _check_is_plain(selector, "selector")
         _check_takes_one_event(selector, "selector", "a selector", "lambda event: ...")
     checked: dict[str, Any] = {
         "name": name,
@@ -263,19 +333,21 @@ def _check_globs(option: str, value: object) -> tuple[str, ...]:
     raise ConfigurationError(msg)
 
 
-def _check_consumer_function(function: Any, name: str) -> None:
-    if not callable(function):
-        msg = f"on_job_event got {function!r}. Decorate a function or a Consumer."
-        raise ConfigurationError(msg)
+def _check_handles_one_event(function: Any, name: str) -> None:
+    _check_is_plain(function, f"{name}()")
+    _check_takes_one_event(function, f"{name}()", "a consumer", f"def {name}(event): ...")
+
+
+def _check_is_plain(function: Any, name: str) -> None:
+    """Refuse what only makes something to be run by somebody else."""
     for is_kind, kind in (
         (inspect.iscoroutinefunction, "a coroutine function"),
         (inspect.isasyncgenfunction, "an asynchronous generator"),
         (inspect.isgeneratorfunction, "a generator"),
     ):
         if is_kind(function) or is_kind(type(function).__call__):
-            msg = f"{name}() is {kind}: calling it runs nothing. Write it as a plain function."
+            msg = f"{name} is {kind}: calling it runs nothing. Write it as a plain function."
             raise ConfigurationError(msg)
-    _check_takes_one_event(function, f"{name}()", "a consumer", f"def {name}(event): ...")
 
 
 def _check_consumer_class(consumer: type) -> type[Consumer]:
@@ -291,18 +363,27 @@ def _check_consumer_class(consumer: type) -> type[Consumer]:
     except TypeError:
         msg = f"{name}() needs arguments, but a consumer is made without any. Give them defaults."
         raise ConfigurationError(msg) from None
-    bound = partial(consumer.handle, None)  # type: ignore[arg-type]  # only its signature counts
-    _check_consumer_function(bound, f"{name}.handle")
+    _check_is_plain(consumer.handle, f"{name}.handle()")
+    is_method = inspect.isfunction(inspect.getattr_static(consumer, "handle"))
+    _check_takes_one_event(
+        consumer.handle,
+        f"{name}.handle()",
+        "a consumer",
+        "def handle(self, event): ...",
+        before_it=(None,) if is_method else (),
+    )
     return consumer
 
 
-def _check_takes_one_event(function: Any, name: str, role: str, remedy: str) -> None:
+def _check_takes_one_event(
+    function: Any, name: str, role: str, remedy: str, before_it: tuple[object, ...] = ()
+) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return  # written in C, without a signature to read
     try:
-        signature.bind(object())
+        signature.bind(*before_it, object())
     except TypeError:
         takes = f"takes {signature}" if signature.parameters else "takes no arguments"
         msg = f"{name} {takes}, but {role} is called with one event. Write: {remedy}"
@@ -311,9 +392,9 @@ def _check_takes_one_event(function: Any, name: str, role: str, remedy: str) -> 
 
 def _place_of_declaration() -> str:
     """Return file and line of the nearest caller outside of this module."""
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename == __file__:
-        frame = frame.f_back
-    if frame is None:
-        return "?"
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    places = (
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_stack(inspect.currentframe())
+        if frame.f_code.co_filename != __file__
+    )
+    return next(places, "?")

@@ -12,7 +12,7 @@ class Throttle:
 
     def __init__(self, first_after: float, then_every: float) -> None:
         """Be due `first_after` seconds after a first count, then every `then_every` seconds."""
-        self.count = 0
+        self.count: int = 0
         self._first_after = first_after
         self._then_every = then_every
         self._counting_since = 0.0
@@ -35,7 +35,7 @@ class Throttle:
 
     def say(self, now: float) -> tuple[int, float]:
         """Return what was counted since the last line and over how many seconds; start anew."""
-        count, seconds = self.count, now - self._counting_since
+        count, seconds = self.count, now - self._counting_since if self.count else 0.0
         self.count = 0
         self._said_at = now
         return count, seconds

@@ -94,8 +94,12 @@ def test_a_grandchild_has_no_slot() -> None:
 
     def child() -> Any:
         slots.start("child", 100.0, 5.0)
-        in_child(lambda: slots.start("grandchild", 1.0, 1.0) or True)
-        return True
+
+        def grandchild() -> Any:
+            slots.start("grandchild", 1.0, 1.0)
+            return True
+
+        return in_child(grandchild)
 
     in_child(child)
 

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_broadcast import notices
+from celery_broadcast.losses import Losses
+from celery_broadcast.mailbox import (
+    DRAIN_TIMEOUT,
+    DROP_REASONS,
+    GAVE_UP,
+    INBOX_FULL,
+    MAILBOX_FULL,
+    STOPPED,
+)
+
+
+class Listener:
+    """Keeps what the notice `events_dropped` tells."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, str]] = []
+
+    def __call__(self, consumer: str, *, count: int, reason: str) -> None:
+        self.told.append((consumer, count, reason))
+
+
+def test_a_loss_is_said_in_one_line_with_its_number_its_reason_and_a_remedy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    losses = Losses("store")
+    for now in (100.0, 101.0, 130.0):
+        losses.note(now)
+
+    losses.say({MAILBOX_FULL: 812}, now=160.0)
+
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.name == "celery_broadcast.losses"
+    assert record.getMessage() == (
+        "consumer 'store' lost 812 events in the last 60 s (mailbox-full). "
+        "It is behind: raise its mailbox_size or make it faster. "
+        "Jobs and other consumers are not affected"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        (MAILBOX_FULL, "It is behind: raise its mailbox_size or make it faster"),
+        (INBOX_FULL, "Something keeps this process from running any other thread"),
+        (STOPPED, "They came after the broadcast had stopped"),
+        (DRAIN_TIMEOUT, "Raise broadcast_drain_timeout to have them handled"),
+        (GAVE_UP, "It crashed too often; see its error above"),
+    ],
+)
+def test_each_reason_has_a_remedy(
+    reason: str, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Losses("store").say({reason: 2}, now=100.0)
+
+    assert f" 2 events in the last 0 s ({reason}). {remedy}. Jobs" in caplog.records[0].getMessage()
+
+
+def test_each_reason_is_in_the_test_above() -> None:
+    assert set(DROP_REASONS) == {MAILBOX_FULL, INBOX_FULL, STOPPED, DRAIN_TIMEOUT, GAVE_UP}
+
+
+def test_a_loss_is_noticed() -> None:
+    listener = Listener()
+
+    with notices.events_dropped.connected_to(listener):
+        Losses("store").say({MAILBOX_FULL: 3}, now=100.0)
+
+    assert listener.told == [("store", 3, MAILBOX_FULL)]
+
+
+def test_each_reason_has_a_line_and_a_notice_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener()
+
+    with notices.events_dropped.connected_to(listener):
+        Losses("store").say({MAILBOX_FULL: 3, STOPPED: 1}, now=100.0)
+
+    assert sorted(listener.told) == [("store", 1, STOPPED), ("store", 3, MAILBOX_FULL)]
+    assert len(caplog.records) == 2
+
+
+def test_what_was_said_is_not_said_again(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener()
+    losses = Losses("store")
+
+    with notices.events_dropped.connected_to(listener):
+        losses.say({MAILBOX_FULL: 3}, now=100.0)
+        losses.say({MAILBOX_FULL: 3}, now=160.0)
+        losses.say({MAILBOX_FULL: 10, STOPPED: 1}, now=220.0)
+
+    assert listener.told == [
+        ("store", 3, MAILBOX_FULL),
+        ("store", 7, MAILBOX_FULL),
+        ("store", 1, STOPPED),
+    ]
+    assert len(caplog.records) == 3
+
+
+def test_without_a_loss_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    losses = Losses("store")
+
+    losses.say({}, now=100.0)
+
+    assert losses.due_in(now=100.0) is None
+    assert caplog.records == []
+
+
+def test_a_loss_is_said_a_second_after_it_and_then_once_a_minute() -> None:
+    losses = Losses("store")
+    losses.note(now=100.0)
+    assert losses.due_in(now=100.0) == 1.0
+    assert losses.due_in(now=101.0) == 0.0
+    losses.say({MAILBOX_FULL: 1}, now=101.0)
+    assert losses.due_in(now=101.0) is None
+
+    losses.note(now=102.0)
+
+    assert losses.due_in(now=102.0) == 59.0
+
+
+@given(
+    drops=st.lists(st.dictionaries(st.sampled_from(DROP_REASONS), st.integers(1, 10)), max_size=10)
+)
+def test_every_loss_is_told_exactly_once(drops: list[dict[str, int]]) -> None:
+    listener = Listener()
+    losses = Losses("store")
+    dropped: Counter[str] = Counter()
+
+    with notices.events_dropped.connected_to(listener):
+        for more in drops:
+            dropped.update(more)
+            losses.say(dropped, now=100.0)
+
+    told: Counter[str] = Counter()
+    for _, count, reason in listener.told:
+        told[reason] += count
+    assert told == dropped

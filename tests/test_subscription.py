@@ -1,0 +1,685 @@
+from __future__ import annotations
+
+import _thread
+import functools
+import gc
+import importlib
+import linecache
+import runpy
+import sys
+import weakref
+from collections.abc import Callable
+from operator import attrgetter
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorder import make_event, subscribe, wait_until
+
+from celery_broadcast.consumer import Consumer, FunctionConsumer
+from celery_broadcast.errors import ConfigurationError
+from celery_broadcast.events import (
+    EVENT_TYPES,
+    JobEnded,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+)
+from celery_broadcast.subscription import (
+    FROM_SETTINGS,
+    Registry,
+    Subscription,
+    on_job_event,
+    registry,
+)
+
+Declare = Callable[[str], None]
+
+# Python 3.10 says that a decorator is called on the line of what is below it.
+LINE_BELOW_COUNTS = sys.version_info < (3, 11)
+
+
+def the_only_subscription() -> Subscription:
+    (subscription,) = registry.subscriptions
+    return subscription
+
+
+@pytest.fixture
+def declare(tmp_path: Path) -> Declare:
+    """Run a user's module of this text."""
+    file = tmp_path / "consumers.py"
+
+    def run(source: str) -> None:
+        imports = "from celery_broadcast import *; import functools\n"
+        file.write_text(imports + dedent(source))
+        linecache.checkcache(str(file))
+        runpy.run_path(str(file))
+
+    return run
+
+
+# What can be declared.
+
+
+def test_a_bare_decorator_subscribes_a_function_to_every_event() -> None:
+    @on_job_event
+    def trail(event: JobEvent) -> None: ...
+
+    subscription = the_only_subscription()
+    assert subscription.name == "trail"
+    assert subscription.events == (JobEvent,)
+    assert (subscription.tasks, subscription.queues, subscription.selector) == ((), (), None)
+    assert (subscription.mailbox_size, subscription.overflow) == (FROM_SETTINGS, None)
+
+
+def test_empty_parentheses_subscribe_to_every_event() -> None:
+    @on_job_event()
+    def trail(event: JobEvent) -> None: ...
+
+    assert the_only_subscription().events == (JobEvent,)
+
+
+def test_events_in_the_parentheses_are_the_ones_wanted() -> None:
+    @on_job_event(JobFailed, JobFinished)
+    def ends(event: JobFailed | JobFinished) -> None: ...
+
+    assert the_only_subscription().events == (JobFailed, JobFinished)
+
+
+def test_one_event_in_the_parentheses_is_not_taken_for_the_consumer() -> None:
+    @on_job_event(JobFailed)
+    def page_oncall(event: JobFailed) -> None: ...
+
+    assert the_only_subscription().events == (JobFailed,)
+
+
+def test_options_without_an_event_are_for_every_event() -> None:
+    @on_job_event(queue="eu-*")
+    def trail(event: JobEvent) -> None: ...
+
+    assert the_only_subscription().events == (JobEvent,)
+    assert the_only_subscription().queues == ("eu-*",)
+
+
+def test_every_option_is_kept() -> None:
+    select = attrgetter("retries")
+
+    @on_job_event(
+        JobEnded,
+        task=["shop.*", "bakery.*"],
+        queue=("eu-1", "eu-2"),
+        selector=select,
+        name="slow-jobs",
+        mailbox_size=50,
+        overflow="drop_newest",
+    )
+    def slow(event: JobEnded) -> None: ...
+
+    subscription = the_only_subscription()
+    assert subscription.name == "slow-jobs"
+    assert subscription.events == (JobEnded,)
+    assert subscription.tasks == ("shop.*", "bakery.*")
+    assert subscription.queues == ("eu-1", "eu-2")
+    assert subscription.selector is select
+    assert subscription.mailbox_size == 50
+    assert subscription.overflow == "drop_newest"
+
+
+def test_an_option_of_none_is_as_good_as_none_given() -> None:
+    @on_job_event(task=None, queue=None, selector=None, name=None, overflow=None)
+    def trail(event: JobEvent) -> None: ...
+
+    subscription = the_only_subscription()
+    assert (subscription.name, subscription.tasks, subscription.queues) == ("trail", (), ())
+    assert (subscription.selector, subscription.overflow) == (None, None)
+
+
+def test_a_mailbox_size_of_none_is_no_bound() -> None:
+    @on_job_event(mailbox_size=None)
+    def trail(event: JobEvent) -> None: ...
+
+    assert the_only_subscription().mailbox_size is None
+
+
+@pytest.mark.parametrize(
+    "decorator", [on_job_event, on_job_event(), on_job_event(JobFailed, task="shop.*")]
+)
+def test_the_decorator_gives_the_function_back_untouched(
+    decorator: Callable[[Any], object],
+) -> None:
+    def trail(event: JobEvent) -> str:
+        return event.task_id
+
+    before = dict(vars(trail))
+
+    assert decorator(trail) is trail
+    assert vars(trail) == before
+    assert trail(make_event(JobStarted, task_id="7")) == "7"
+
+
+@pytest.mark.parametrize("decorator", [on_job_event, on_job_event(), on_job_event(JobFailed)])
+def test_the_decorator_gives_a_class_back_untouched_and_unmade(
+    decorator: Callable[[Any], object],
+) -> None:
+    made: list[Consumer] = []
+
+    class Audit(Consumer):
+        def __init__(self) -> None:
+            made.append(self)
+
+        def handle(self, event: JobEvent) -> None: ...
+
+    assert decorator(Audit) is Audit
+    assert the_only_subscription().name == "Audit"
+    assert made == []
+
+
+def test_each_life_of_a_class_is_a_new_instance() -> None:
+    @on_job_event
+    class Audit(Consumer):
+        def handle(self, event: JobEvent) -> None: ...
+
+    first, second = (the_only_subscription().make_consumer() for _ in range(2))
+
+    assert isinstance(first, Audit)
+    assert isinstance(second, Audit)
+    assert first is not second
+
+
+def test_a_function_is_called_with_the_event() -> None:
+    handled: list[JobEvent] = []
+    on_job_event(name="store")(handled.append)
+    event = make_event(JobStarted)
+
+    consumer = the_only_subscription().make_consumer()
+    consumer.setup()
+    consumer.handle(event)
+    consumer.teardown()
+
+    assert handled == [event]
+
+
+def test_a_class_may_inherit_its_handle() -> None:
+    class Base(Consumer):
+        def handle(self, event: JobEvent) -> None: ...
+
+    @on_job_event
+    class Audit(Base): ...
+
+    assert the_only_subscription().make_consumer is Audit
+
+
+def test_a_class_may_have_arguments_with_defaults() -> None:
+    @on_job_event
+    class Audit(Consumer):
+        def __init__(self, path: str = "audit.log") -> None:
+            self.path = path
+
+        def handle(self, event: JobEvent, *, verbose: bool = False) -> None: ...
+
+    assert the_only_subscription().make_consumer is Audit
+
+
+def test_a_handle_may_be_static_or_of_the_class() -> None:
+    @on_job_event
+    class Static(Consumer):
+        @staticmethod
+        def handle(event: JobEvent) -> None: ...
+
+    @on_job_event
+    class OfTheClass(Consumer):
+        @classmethod
+        def handle(cls, event: JobEvent) -> None: ...
+
+    assert [known.name for known in registry.subscriptions] == ["Static", "OfTheClass"]
+
+
+class CallableInstance:
+    """A callable instance."""
+
+    def __call__(self, event: JobEvent) -> None: ...
+
+
+def takes_two(prefix: str, event: JobEvent) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "consumer",
+    [
+        lambda _: None,
+        lambda *events: None,
+        lambda event, verbose=False: None,
+        functools.partial(takes_two, "shop"),
+        CallableInstance(),
+        [].append,
+        print,
+        max,  # which has no signature that Python could read
+    ],
+    ids=repr,
+)
+def test_whatever_takes_one_event_is_a_consumer_once_it_has_a_name(
+    consumer: Callable[[Any], object],
+) -> None:
+    assert on_job_event(JobFailed, name="store")(consumer) is consumer
+
+    assert the_only_subscription().name == "store"
+
+
+def test_a_builtin_function_has_a_name_of_its_own() -> None:
+    on_job_event(print)
+
+    assert the_only_subscription().name == "print"
+
+
+@pytest.mark.parametrize("selector", [bool, print, max, CallableInstance(), lambda _: True])
+def test_whatever_takes_one_event_is_a_selector(selector: Callable[[Any], object]) -> None:
+    on_job_event(selector=selector, name="store")(print)
+
+    assert the_only_subscription().selector is selector
+
+
+def test_one_function_may_be_two_consumers_of_different_names() -> None:
+    def store(event: JobEnded) -> None: ...
+
+    on_job_event(JobFinished, name="successes")(store)
+    on_job_event(JobFailed, name="failures")(store)
+
+    assert [known.name for known in registry.subscriptions] == ["successes", "failures"]
+
+
+def test_a_user_may_have_event_types_below_ours() -> None:
+    class ChargeFailed(JobFailed, frozen=True, kw_only=True): ...
+
+    @on_job_event(ChargeFailed)
+    def page_oncall(event: ChargeFailed) -> None: ...
+
+    assert the_only_subscription().events == (ChargeFailed,)
+
+
+def test_a_subscription_knows_the_file_and_the_line_of_its_declaration(
+    declare: Declare, tmp_path: Path
+) -> None:
+    declare("""
+        def nothing(): ...
+
+        @on_job_event(
+            JobFailed,
+            name="store",
+        )
+        def page_oncall(event): ...
+    """)
+
+    line = 9 if LINE_BELOW_COUNTS else 5
+    assert the_only_subscription().declared_at == f"{tmp_path / 'consumers.py'}:{line}"
+
+
+def test_a_declaration_that_no_file_made_is_kept_too() -> None:
+    _thread.start_new_thread(on_job_event, (print,))
+
+    wait_until(lambda: bool(registry.subscriptions))
+    assert the_only_subscription().declared_at == "?"
+
+
+# What a subscription wants.
+
+
+@pytest.mark.parametrize("event_type", EVENT_TYPES.values())
+def test_a_base_stands_for_every_event_below_it(event_type: type[JobEvent]) -> None:
+    everything = subscribe(print, "everything")
+    ends = subscribe(print, "ends", events=(JobEnded,))
+
+    assert everything.wants(event_type, "shop.charge", "eu")
+    assert ends.wants(event_type, "shop.charge", "eu") is (event_type is not JobStarted)
+
+
+def test_an_event_type_stands_for_nothing_beside_it() -> None:
+    failures = subscribe(print, "failures", events=(JobFailed,))
+
+    assert failures.wants(JobFailed, "shop.charge", None)
+    assert not failures.wants(JobFinished, "shop.charge", None)
+
+
+@pytest.mark.parametrize(
+    ("glob", "name", "matches"),
+    [
+        ("shop.charge", "shop.charge", True),
+        ("shop.*", "shop.payments.charge", True),
+        ("shop.*", "shop", False),
+        ("*.charge", "shop.charge", True),
+        ("shop.charge?", "shop.charge2", True),
+        ("shop.charge[12]", "shop.charge2", True),
+        ("shop.charge[12]", "shop.charge3", False),
+        ("shop.*", "Shop.charge", False),
+        ("shop", "shop.charge", False),
+        ("*", "", True),
+    ],
+)
+def test_a_glob_matches_the_whole_name_of_a_task_or_a_queue(
+    glob: str, name: str, *, matches: bool
+) -> None:
+    by_task = subscribe(print, "by-task", tasks=(glob,))
+    by_queue = subscribe(print, "by-queue", queues=(glob,))
+
+    assert by_task.wants(JobStarted, name, "elsewhere") is matches
+    assert by_queue.wants(JobStarted, "other.task", name) is matches
+
+
+def test_one_of_several_globs_is_enough() -> None:
+    subscription = subscribe(print, "store", tasks=("shop.*", "bakery.*"), queues=("eu", "us"))
+
+    assert subscription.wants(JobStarted, "bakery.bake", "us")
+    assert not subscription.wants(JobStarted, "garage.repair", "us")
+    assert not subscription.wants(JobStarted, "bakery.bake", "asia")
+
+
+def test_an_unknown_queue_matches_no_glob_and_every_subscription_without_one() -> None:
+    assert not subscribe(print, "any-queue", queues=("*",)).wants(JobStarted, "shop.charge", None)
+    assert subscribe(print, "everything").wants(JobStarted, "shop.charge", None)
+
+
+names = st.text(alphabet="ab.*?[]", max_size=6)
+globs = st.lists(names, max_size=3).map(tuple)
+some_events = st.lists(st.sampled_from([JobEvent, JobEnded, JobFailed, JobStarted]), min_size=1)
+
+
+@given(
+    events=some_events.map(tuple),
+    tasks=globs,
+    queues=globs,
+    kind=st.tuples(st.sampled_from(list(EVENT_TYPES.values())), names, st.none() | names),
+)
+def test_a_subscription_wants_what_each_of_its_parts_wants(
+    events: tuple[type[JobEvent], ...],
+    tasks: tuple[str, ...],
+    queues: tuple[str, ...],
+    kind: tuple[type[JobEvent], str, str | None],
+) -> None:
+    wanted = subscribe(print, "all", events=events, tasks=tasks, queues=queues).wants(*kind)
+
+    by_event = any(subscribe(print, "e", events=(event,)).wants(*kind) for event in events)
+    by_task = not tasks or any(subscribe(print, "t", tasks=(t,)).wants(*kind) for t in tasks)
+    by_queue = not queues or any(subscribe(print, "q", queues=(q,)).wants(*kind) for q in queues)
+    assert wanted is (by_event and by_task and by_queue)
+
+
+# What can't be declared. First, the ends of what the user is told.
+
+BUT_ONE_EVENT = "but a consumer is called with one event. Write:"
+RUNS_NOTHING = "calling it runs nothing. Write it as a plain function."
+EVENT_TYPES_ONLY = "Pass event types, such as JobFailed, or none for every event."
+NAME_IT = 'has no name of its own. Give it one: on_job_event(..., name="...").'
+NOT_A_NAME = "is not a name. Use some text, such as name='payments-audit'."
+
+#: A user's module with one wrong declaration, and what the user is told.
+WRONG: dict[str, str] = {
+    # a consumer that can't be one
+    "@on_job_event\ndef page(): ...": (
+        f"page() takes no arguments, {BUT_ONE_EVENT} def page(event): ..."
+    ),
+    "@on_job_event(JobFailed)\ndef page(event, reason): ...": (
+        f"page() takes (event, reason), {BUT_ONE_EVENT} def page(event): ..."
+    ),
+    "@on_job_event\ndef page(event, *, reason): ...": (
+        f"page() takes (event, *, reason), {BUT_ONE_EVENT} def page(event): ..."
+    ),
+    "@on_job_event\nasync def page(event): ...": (
+        f"page() is a coroutine function: {RUNS_NOTHING}"
+    ),
+    ("@on_job_event\ndef page(event):\n    yield"): (f"page() is a generator: {RUNS_NOTHING}"),
+    ("@on_job_event\nasync def page(event):\n    yield"): (
+        f"page() is an asynchronous generator: {RUNS_NOTHING}"
+    ),
+    ("async def page(number, event): ...\non_job_event(name='page')(functools.partial(page, 1))"): (
+        f"page() is a coroutine function: {RUNS_NOTHING}"
+    ),
+    ("class Page:\n    async def __call__(self, event): ...\non_job_event(name='page')(Page())"): (
+        f"page() is a coroutine function: {RUNS_NOTHING}"
+    ),
+    "@on_job_event\nclass Page: ...": (
+        "Page is a class, but not a Consumer. Write: class Page(Consumer): ..."
+    ),
+    ("@on_job_event(JobFailed)\nclass Page:\n    def handle(self, event): ..."): (
+        "Page is a class, but not a Consumer. Write: class Page(Consumer): ..."
+    ),
+    "@on_job_event\nclass Page(Consumer): ...": (
+        "Page handles nothing. Write: def handle(self, event): ..."
+    ),
+    ("@on_job_event\nclass Page(Consumer):\n    def handle(self): ..."): (
+        f"Page.handle() takes (self), {BUT_ONE_EVENT} def handle(self, event): ..."
+    ),
+    ("@on_job_event\nclass Page(Consumer):\n    def handle(): ..."): (
+        f"Page.handle() takes no arguments, {BUT_ONE_EVENT} def handle(self, event): ..."
+    ),
+    ("@on_job_event\nclass Page(Consumer):\n    async def handle(self, event): ..."): (
+        f"Page.handle() is a coroutine function: {RUNS_NOTHING}"
+    ),
+    (
+        "@on_job_event\n"
+        "class Page(Consumer):\n"
+        "    def __init__(self, url): ...\n"
+        "    def handle(self, event): ..."
+    ): ("Page() needs arguments, but a consumer is made without any. Give them defaults."),
+    (
+        "class Page(Consumer):\n"
+        "    def handle(self, event): ...\n"
+        "    @on_job_event(JobFailed)\n"
+        "    def page(self, event): ..."
+    ): (f"page() takes (self, event), {BUT_ONE_EVENT} def page(event): ..."),
+    "on_job_event(JobFailed)('page')": (
+        "on_job_event got 'page'. Decorate a function or a Consumer class."
+    ),
+    # an event that is none
+    "@on_job_event('JobFailed')\ndef page(event): ...": (
+        "on_job_event got 'JobFailed' (str). "
+        "Pass the class: from celery_broadcast import JobFailed."
+    ),
+    "@on_job_event(JobStarted, 'JobEnded')\ndef page(event): ...": (
+        "on_job_event got 'JobEnded' (str). Pass the class: from celery_broadcast import JobEnded."
+    ),
+    "@on_job_event('task failed')\ndef page(event): ...": (
+        f"on_job_event got 'task failed' (str). {EVENT_TYPES_ONLY}"
+    ),
+    "@on_job_event(5)\ndef page(event): ...": (f"on_job_event got 5 (int). {EVENT_TYPES_ONLY}"),
+    "@on_job_event([JobFailed])\ndef page(event): ...": (
+        f"on_job_event got [<class 'celery_broadcast.events.JobFailed'>] (list). {EVENT_TYPES_ONLY}"
+    ),
+    "@on_job_event(JobFailed, OSError)\ndef page(event): ...": (
+        f"on_job_event got <class 'OSError'> (type). {EVENT_TYPES_ONLY}"
+    ),
+    # a name that is none
+    "on_job_event(JobFailed)(lambda event: None)": NAME_IT,
+    "on_job_event(functools.partial(print))": (
+        f"functools.partial(<built-in function print>) {NAME_IT}"
+    ),
+    "@on_job_event(name='')\ndef page(event): ...": (f"name='' {NOT_A_NAME}"),
+    "@on_job_event(name=' ')\ndef page(event): ...": (f"name=' ' {NOT_A_NAME}"),
+    "@on_job_event(name=5)\ndef page(event): ...": (f"name=5 {NOT_A_NAME}"),
+    # an option that is none
+    "@on_job_event(JobFailed, taks='shop.*')\ndef page(event): ...": (
+        "on_job_event has no option 'taks'. "
+        "There are: task, queue, selector, name, mailbox_size, overflow."
+    ),
+    "@on_job_event(selector='retries')\ndef page(event): ...": (
+        "selector='retries' can't be called. Write: selector=lambda event: ..."
+    ),
+    "@on_job_event(selector=lambda: True)\ndef page(event): ...": (
+        "selector takes no arguments, but a selector is called with one event. "
+        "Write: lambda event: ..."
+    ),
+    ("async def paid(event): ...\n@on_job_event(selector=paid)\ndef page(event): ..."): (
+        f"selector is a coroutine function: {RUNS_NOTHING}"
+    ),
+    **{
+        f"@on_job_event(mailbox_size={size})\ndef page(event): ...": (
+            "mailbox_size must be a number of events of 1 or more, or None for no bound, "
+            f"got {size}."
+        )
+        for size in ("0", "-1", "'5'", "True", "1.5")
+    },
+    **{
+        f"@on_job_event(overflow={policy})\ndef page(event): ...": (
+            f"overflow={policy} is not a policy. "
+            "Use 'drop_oldest' (keep the newest events) or 'drop_newest' (keep the oldest)."
+        )
+        for policy in ("'block'", "5", "['drop_oldest']")
+    },
+    **{
+        f"@on_job_event({option}={glob})\ndef page(event): ...": (
+            f"{option}={glob} is not a glob. Use {option}='shop.*', or a list of such."
+        )
+        for option in ("task", "queue")
+        for glob in ("''", "[]", "5", "b'shop.*'", "['shop.*', None]", "('',)")
+    },
+}
+
+
+@pytest.mark.parametrize("source", WRONG, ids=repr)
+def test_a_wrong_declaration_is_an_error_on_its_own_line(declare: Declare, source: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        declare(source)
+
+    assert str(caught.value).endswith(WRONG[source])
+    (entry,) = [entry for entry in caught.traceback if Path(entry.path).name == "consumers.py"][-1:]
+    declared = ("def", "async def", "class") if LINE_BELOW_COUNTS else ()
+    assert str(entry.statement).strip().startswith(("@on_job_event", "on_job_event", *declared))
+    assert registry.subscriptions == ()
+
+
+def test_an_instance_of_an_event_is_not_an_event_type() -> None:
+    declare: Any = on_job_event
+
+    with pytest.raises(ConfigurationError, match="Pass its class, JobStarted"):
+        declare(make_event(JobStarted))
+
+
+def test_an_instance_of_a_consumer_is_not_a_consumer() -> None:
+    declare: Any = on_job_event(JobFailed)
+
+    with pytest.raises(ConfigurationError, match="Decorate a function or a Consumer class"):
+        declare(FunctionConsumer(print))
+
+
+# Names and lives.
+
+
+def test_two_consumers_of_one_name_are_an_error_that_names_both_places(
+    declare: Declare, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        declare("""
+            on_job_event(JobFailed, name="audit")(print)
+
+            on_job_event(JobFinished, name="audit")(max)
+        """)
+
+    file = tmp_path / "consumers.py"
+    assert str(caught.value) == (
+        f"Two consumers are named 'audit' ({file}:3 and {file}:5). Give one of them name=\"...\"."
+    )
+    assert the_only_subscription().events == (JobFailed,)
+
+
+@pytest.fixture
+def shop_consumers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Write a module of two consumers that can be imported; return its name."""
+    file = tmp_path / "shop_consumers_of_this_test.py"
+    file.write_text(
+        dedent("""
+            from celery_broadcast import Consumer, on_job_event
+
+            @on_job_event
+            def trail(event): ...
+
+            @on_job_event
+            class Audit(Consumer):
+                def handle(self, event): ...
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return file.stem
+
+
+def test_a_module_that_is_imported_again_replaces_its_own_consumers(shop_consumers: str) -> None:
+    module = importlib.import_module(shop_consumers)
+    before = registry.subscriptions
+
+    importlib.reload(module)
+
+    assert [known.name for known in registry.subscriptions] == ["trail", "Audit"]
+    assert registry.subscriptions[1].make_consumer is module.Audit
+    assert registry.subscriptions[1].make_consumer is not before[1].make_consumer
+
+
+def test_a_consumer_lives_as_long_as_it_is_declared() -> None:
+    def declare_and_forget() -> weakref.ref[Callable[[JobEvent], None]]:
+        @on_job_event
+        def trail(event: JobEvent) -> None: ...
+
+        return weakref.ref(trail)
+
+    trail = declare_and_forget()
+    gc.collect()
+    assert trail() is not None
+
+    registry.clear()
+    gc.collect()
+    assert trail() is None
+
+
+def test_a_reader_of_the_registry_keeps_what_it_read() -> None:
+    registry = Registry()
+    registry.add(subscribe(print, "first"))
+    read = registry.subscriptions
+
+    registry.add(subscribe(print, "second"))
+
+    assert [known.name for known in read] == ["first"]
+    assert [known.name for known in registry.subscriptions] == ["first", "second"]
+
+
+@given(declared=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123"))))
+def test_names_stay_unique_whatever_is_declared(declared: list[tuple[str, str]]) -> None:
+    registry = Registry()
+    first_places: dict[str, str] = {}
+
+    for name, place in declared:
+        taken = first_places.setdefault(name, place) != place
+        try:
+            registry.add(subscribe(print, name, declared_at=place))
+        except ConfigurationError:
+            assert taken
+        else:
+            assert not taken
+
+    places = {known.name: known.declared_at for known in registry.subscriptions}
+    assert places == first_places
+    assert len(registry.subscriptions) == len(places)
+
+
+def test_a_module_that_is_imported_again_after_an_edit_replaces_its_own_consumers(
+    shop_consumers: str,
+) -> None:
+    module = importlib.import_module(shop_consumers)
+    source = Path(str(module.__file__))
+    source.write_text("# one line more\n" + source.read_text())
+
+    importlib.reload(module)
+
+    assert [known.name for known in registry.subscriptions] == ["trail", "Audit"]
+
+
+def test_consumers_declared_in_a_loop_need_names_of_their_own() -> None:
+    def declare(name: str | None) -> None:
+        @on_job_event(name=name)
+        def trail(event: JobEvent) -> None: ...
+
+    declare("first")
+    declare("second")
+    declare(None)
+
+    with pytest.raises(ConfigurationError, match="Two consumers are named 'trail'"):
+        declare(None)

@@ -1,0 +1,218 @@
+"""How the public API is typed: checked by mypy and pyright, never run.
+
+What must be refused is marked with the error that mypy gives. Both warn of a
+mark that isn't needed, so a wrong use that passes is an error too.
+"""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true, reportUnusedFunction=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from typing_extensions import assert_type
+
+import celery_broadcast
+from celery_broadcast import (
+    Consumer,
+    ConsumerStats,
+    Drained,
+    JobEnded,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobIgnored,
+    JobLost,
+    JobRejected,
+    JobRetried,
+    JobRevoked,
+    JobStarted,
+    on_job_event,
+)
+
+# Functions.
+
+
+@on_job_event
+def trail(event: JobEvent) -> None: ...
+
+
+@on_job_event()
+def trail_too(event: JobEvent) -> None: ...
+
+
+@on_job_event(JobFailed, task="shop.payments.*", queue=["eu-*", "us-*"])
+def page_oncall(event: JobFailed) -> None: ...
+
+
+@on_job_event(
+    JobEnded,
+    selector=lambda event: event.runtime > 30,
+    name="slow-jobs",
+    mailbox_size=50_000,
+    overflow="drop_newest",
+)
+def slow(event: JobEnded) -> int:
+    return round(event.runtime)
+
+
+@on_job_event(JobFailed, mailbox_size=None)
+def any_failure(event: JobEvent) -> None: ...
+
+
+@on_job_event(JobFailed, JobFinished)
+def failed_or_finished(event: JobFailed | JobFinished) -> None: ...
+
+
+@on_job_event(
+    JobFailed, JobFinished, JobRetried, selector=lambda event: event.ended_at > 0, name="three"
+)
+def one_of_three(event: JobFailed | JobFinished | JobRetried) -> None: ...
+
+
+@on_job_event(JobFailed, JobFinished, JobRetried, JobRevoked)
+def one_of_many(event: JobEnded) -> None: ...
+
+
+on_job_event(JobStarted, name="print")(print)
+on_job_event(name="lambda")(lambda event: event.task_id)
+
+# What is decorated stays callable, and says what it said.
+assert_type(slow(JobFinished(task_id="", task_name="", ended_at=0.0, runtime=1.0)), int)
+slow(JobStarted(task_id="", task_name=""))  # type: ignore[arg-type]
+
+
+# Classes.
+
+
+@on_job_event
+class Everything(Consumer):
+    def handle(self, event: JobEvent) -> None: ...
+
+
+@on_job_event(JobFinished, JobFailed, name="audit")
+class Audit(Consumer):
+    def __init__(self) -> None:
+        self.path = "audit.log"
+
+    def setup(self) -> None: ...
+
+    def handle(self, event: JobFinished | JobFailed) -> None: ...
+
+    def teardown(self) -> None: ...
+
+
+assert_type(Audit().path, str)
+
+
+# What an event tells.
+
+
+def every_event(event: JobEvent) -> None:
+    assert_type(event.task_id, str)
+    assert_type(event.task_name, str)
+    assert_type(event.args, Sequence[Any] | None)
+    assert_type(event.kwargs, Mapping[str, Any] | None)
+    assert_type(event.queue, str | None)
+    assert_type(event.exchange, str | None)
+    assert_type(event.routing_key, str | None)
+    assert_type(event.retries, int)
+    assert_type(event.root_id, str | None)
+    assert_type(event.parent_id, str | None)
+    assert_type(event.group_id, str | None)
+    assert_type(event.worker, str)
+    assert_type(event.pid, int)
+    assert_type(event.headers, Mapping[str, Any] | None)
+    assert_type(event.started_at, float | None)
+
+
+def every_end(event: JobEnded) -> None:
+    assert_type(event.state, str)
+    assert_type(event.ended_at, float)
+    assert_type(event.runtime, float)
+
+
+def each_kind(event: JobEvent) -> None:
+    if isinstance(event, JobFinished | JobIgnored | JobLost):
+        every_end(event)
+    elif isinstance(event, JobFailed):
+        assert_type(event.exception_class, type[BaseException])
+        assert_type(event.exception_type, str)
+        assert_type(event.exception_message, str)
+        assert_type(event.traceback, str)
+    elif isinstance(event, JobRetried):
+        assert_type(event.exception_class, type[BaseException])
+        assert_type(event.eta, float | None)
+    elif isinstance(event, JobRejected):
+        assert_type(event.requeue, bool)
+    elif isinstance(event, JobRevoked):
+        assert_type(event.terminated, bool)
+        assert_type(event.expired, bool)
+
+
+def frozen(event: JobFinished) -> None:
+    event.task_id = "other"  # type: ignore[misc]
+    JobFinished("id-1", "shop.charge")  # type: ignore[call-arg]
+
+
+# What the process tells.
+
+
+def operate(app: Celery) -> None:
+    celery_broadcast.install(app)
+    assert_type(celery_broadcast.stats(), dict[str, ConsumerStats])
+    store = celery_broadcast.stats()["store"]
+    assert_type(store.offered + store.handled + store.failed + store.pending, int)
+    assert_type(store.dropped, dict[str, int])
+    assert_type(store.dropped_total, int)
+    assert_type(celery_broadcast.drain(), Drained)
+    assert_type(celery_broadcast.drain(5).handled, int)
+    assert_type(celery_broadcast.drain(timeout=0.5).left, int)
+    celery_broadcast.uninstall(app)
+
+
+# What is refused.
+
+
+@on_job_event  # type: ignore[arg-type]
+def takes_less_than_every_event(event: JobFailed) -> None: ...
+
+
+@on_job_event(JobStarted)  # type: ignore[arg-type]
+def takes_another_event(event: JobFailed) -> None: ...
+
+
+@on_job_event(JobFailed, JobFinished)  # type: ignore[arg-type]
+def takes_one_event_of_two(event: JobFailed) -> None: ...
+
+
+@on_job_event(JobFailed)  # type: ignore[arg-type]
+def takes_two_arguments(event: JobFailed, reason: str) -> None: ...
+
+
+@on_job_event(JobFailed)  # type: ignore[arg-type]
+def takes_none() -> None: ...
+
+
+@on_job_event()  # type: ignore[arg-type]
+def takes_less_too(event: JobFailed) -> None: ...
+
+
+class NotAConsumer:
+    def handle(self, event: JobFailed) -> None: ...
+
+
+on_job_event(NotAConsumer)  # type: ignore[type-var]
+on_job_event(JobFailed)(NotAConsumer)  # type: ignore[type-var]
+
+on_job_event("JobFailed")  # type: ignore[call-overload]
+on_job_event(JobFailed, OSError)  # type: ignore[type-var]
+on_job_event(JobFailed, taks="shop.*")  # type: ignore[call-overload]
+on_job_event(JobFailed, task=5)  # type: ignore[call-overload]
+on_job_event(JobFailed, mailbox_size="5")  # type: ignore[call-overload]
+on_job_event(JobFailed, selector="retries")  # type: ignore[call-overload]
+on_job_event(JobStarted, selector=lambda event: event.runtime > 30)  # type: ignore[attr-defined]
+celery_broadcast.drain("5s")  # type: ignore[arg-type]
+celery_broadcast.install("shop")  # type: ignore[arg-type]
