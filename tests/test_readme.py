@@ -1,0 +1,147 @@
+"""What the README and the docs say is true: their code runs, their tables are the code's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from celery_broadcast import settings
+from celery_broadcast.events import EVENT_TYPES, JobEnded, JobEvent
+from celery_broadcast.subscription import _OPTIONS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def rows(document: str, heading: str) -> dict[str, list[str]]:
+    """Return the cells of a table by the first name in each row."""
+    table = re.search(rf"^\| {heading} \|.*?\n\n", document, flags=re.MULTILINE | re.DOTALL)
+    assert table, f"there is no table headed {heading}"
+    cells = [line.strip("| ").split(" | ") for line in table.group().strip().splitlines()[2:]]
+    return {names[0].strip("`"): names for names in cells}
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.split()[1])
+def test_a_python_block_of_the_readme_runs(block: str, tmp_path: Path) -> None:
+    name = block.split()[1]
+    (tmp_path / name).write_text(block)
+
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import runpy; runpy.run_path({name!r})"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_ten_lines_page_somebody_for_a_job_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(blocks("python")[0].replace("redis://", "memory://"))
+    program = """
+import shop
+shop.app.loader.import_default_modules()  # as a worker does
+shop.app.conf.task_always_eager = True
+
+@shop.app.task(name="shop.charge")
+def charge():
+    raise ValueError("no money")
+
+charge.delay()
+"""
+
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert re.fullmatch(r"shop\.charge failed after 0\.\d s: no money\n", ran.stdout)
+
+
+def test_the_ten_lines_are_ten() -> None:
+    lines = [line for line in blocks("python")[0].splitlines() if line.strip()]
+
+    assert len(lines) - 1 <= 10  # the first is the file's name
+
+
+@pytest.mark.parametrize("command", "".join(blocks("console")).splitlines())
+def test_a_command_of_the_readme_exists(command: str) -> None:
+    """Everything that they do is done elsewhere in the tests, or by what runs them."""
+    program, *arguments = command.removeprefix("$ ").split()
+    if command == "$ pip install .":
+        assert (ROOT / "setup.cfg").exists()
+        return
+
+    assert program == "make"
+    ran = subprocess.run(
+        ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    for document in [*DOCUMENTS, ROOT / "example_project" / "README.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_readme_names_every_option_of_the_decorator() -> None:
+    table = " ".join(rows(README, "Option"))
+
+    for option in _OPTIONS:
+        assert option in table
+
+
+def test_the_readme_promises_what_is_tested() -> None:
+    tested = (ROOT / "tests" / "test_promises.py").read_text()
+    numbers = re.findall(r"^(\d+)\. \*\*", README, flags=re.MULTILINE)
+
+    assert numbers == [str(number) for number in range(1, 12)]
+    for number in numbers:
+        assert f"def test_promise_{number}_" in tested
+
+
+def test_the_settings_page_has_every_setting_with_its_default() -> None:
+    table = rows((ROOT / "docs" / "settings.md").read_text(), "Setting")
+
+    assert list(table) == [f"broadcast_{name}" for name in settings._CHECKS]
+    for name, cells in table.items():
+        default = getattr(settings.Settings(), name.removeprefix("broadcast_"))
+        assert eval(cells[1].strip("`")) == default, name  # noqa: S307  # our own page
+
+
+def test_the_events_page_has_every_event_with_its_state() -> None:
+    table = rows((ROOT / "docs" / "events.md").read_text(), "Event")
+
+    assert list(table) == list(EVENT_TYPES)
+    for name, event_type in EVENT_TYPES.items():
+        states = [f.default for f in msgspec.structs.fields(event_type) if f.name == "state"]
+        assert table[name][2].strip() == "".join(states)
+
+
+EVERY_TYPE: list[type[JobEvent]] = [JobEvent, JobEnded, *EVENT_TYPES.values()]
+
+
+def test_the_events_page_has_every_field() -> None:
+    page = (ROOT / "docs" / "events.md").read_text()
+
+    for event_type in EVERY_TYPE:
+        for field in event_type.__struct_fields__:
+            assert f"`{field}`" in page
+
+
+def test_the_docstring_of_every_event_names_its_own_fields() -> None:
+    for event_type in EVERY_TYPE:
+        inherited = getattr(event_type.__base__, "__struct_fields__", ())
+        for field in set(event_type.__struct_fields__) - set(inherited):
+            assert f"{field}: " in (event_type.__doc__ or ""), f"{event_type.__name__}.{field}"
