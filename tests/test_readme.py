@@ -27,7 +27,8 @@ def rows(document: str, heading: str) -> dict[str, list[str]]:
     """Return the cells of a table by the first name in each row."""
     table = re.search(rf"^\| {heading} \|.*?\n\n", document, flags=re.MULTILINE | re.DOTALL)
     assert table, f"there is no table headed {heading}"
-    cells = [line.strip("| ").split(" | ") for line in table.group().strip().splitlines()[2:]]
+    lines = table.group().strip().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return {names[0].strip("`"): names for names in cells}
 
 
@@ -126,7 +127,7 @@ def test_the_events_page_has_every_event_with_its_state() -> None:
     assert list(table) == list(EVENT_TYPES)
     for name, event_type in EVENT_TYPES.items():
         states = [f.default for f in msgspec.structs.fields(event_type) if f.name == "state"]
-        assert table[name][2].strip() == "".join(states)
+        assert table[name][2] == "".join(states)
 
 
 EVERY_TYPE: list[type[JobEvent]] = [JobEvent, JobEnded, *EVENT_TYPES.values()]
