@@ -19,6 +19,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
+import celery
 from celery import Celery, signals
 from celery.exceptions import Reject, Retry
 from celery.utils.time import maybe_make_aware
@@ -48,6 +49,8 @@ E = TypeVar("E", bound=JobEnded)
 # How gevent and eventlet end the greenlet of a job; matched by name, so that
 # neither has to be installed.
 _GREENLET_EXITS = frozenset({"GreenletExit", "Timeout"})
+
+_STATUS_OF_SIGNAL_0 = -256
 
 
 def produced_events(names: tuple[str, ...] | None) -> frozenset[type[JobEvent]]:
@@ -134,7 +137,7 @@ class Bridge:
         facts = self._facts(task, request, task_id, args, kwargs, os.getpid(), started_at)
         self._attempts.start(request, Attempt(facts=facts, started_monotonic=started_monotonic))
         if self._slots is not None and not getattr(request, "is_eager", False):
-            self._slots.start(facts["task_id"], started_at, started_monotonic)
+            self._slots.start(facts, started_monotonic)
         if JobStarted in self._produced:
             self.producer.notify(JobStarted(**facts))
 
@@ -214,10 +217,12 @@ class Bridge:
         flying = sys.exc_info()[1]
         if flying is None or type(flying).__name__ in _GREENLET_EXITS:
             self._attempts.abort(request)  # task_failure or task_revoked follow in this process
-        elif _in_pool_process() and not request.is_eager:
+        elif _in_pool_process() and not request.is_eager and not _is_untold_exit(flying):
             self._attempts.end(request)  # the parent process has the news
         else:
             self._attempts.end(request)
+            if self._slots is not None and not request.is_eager:
+                self._slots.end()
             self._end(JobFailed, attempt, **self._failure(flying, attempt))
 
     # For a job whose process died, or that never started; on the main thread of a worker.
@@ -247,11 +252,12 @@ class Bridge:
         told_before = not self._attempts.end_remote(str(task_id))
         if running is None and told_before:
             return None
+        facts = self._facts(task, request, task_id, args, kwargs, 0, None)
         if running is None:  # it never started, as far as anybody can tell
-            facts = self._facts(task, request, task_id, args, kwargs, 0, None)
             return Attempt(facts=facts, started_monotonic=time.monotonic())
-        facts = self._facts(task, request, task_id, args, kwargs, running.pid, running.started_at)
-        return Attempt(facts=facts, started_monotonic=running.started_monotonic)
+        return Attempt(
+            facts={**facts, **running.facts}, started_monotonic=running.started_monotonic
+        )
 
     # The process begins and ends.
 
@@ -372,6 +378,19 @@ def _in_pool_process() -> bool:
     """Tell whether a parent process will report what happens to this one."""
     billiard = sys.modules.get("billiard.process")
     return billiard is not None and billiard.current_process().name != "MainProcess"
+
+
+def _is_untold_exit(flying: BaseException) -> bool:
+    """Tell whether the task itself asks to exit, of which no parent before 5.7 tells.
+
+    billiard lets SIGTERM exit with a status that has the signal in it
+    (billiard/common.py, `_shutdown_cleanup`); of that the parent does tell.
+    """
+    if celery.VERSION >= (5, 7) or not isinstance(flying, SystemExit | KeyboardInterrupt):
+        return False
+    code = getattr(flying, "code", None)
+    by_signal = isinstance(code, int) and _STATUS_OF_SIGNAL_0 <= code < _STATUS_OF_SIGNAL_0 + 65
+    return not by_signal
 
 
 def _traceback_text(einfo: Any) -> str:

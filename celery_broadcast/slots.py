@@ -1,7 +1,8 @@
 """What each pool process is running, in memory that its parent can read when it is gone.
 
-A process that is killed tells nobody when its attempt had started. So each
-notes it in a slot of its own, in memory that was mapped before the fork.
+A process that is killed tells nobody what it ran, and what Celery tells of it
+in the parent differs: with Celery 5.4 the request is empty. So each notes it in
+a slot of its own, in memory that was mapped before the fork.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import mmap
 import os
 import struct
 import threading
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any
 
 import msgspec
 
@@ -18,11 +22,18 @@ from celery_broadcast import fork
 #: A worker with more pool processes than this has some without a slot.
 SLOTS = 1_024
 
-# The pid of the process, when its attempt started (since 1970, and by the
-# monotonic clock, which all processes of a machine share), and the task's id.
-_HEAD = struct.Struct("=iddH")
-_SLOT_BYTES = 256
-_ID_BYTES = _SLOT_BYTES - _HEAD.size
+# The facts of an attempt that can leave the process.
+_NOTED = (
+    *("task_id", "task_name", "queue", "exchange", "routing_key", "retries"),
+    *("root_id", "parent_id", "group_id", "worker", "pid", "started_at"),
+)
+_LEAST = ("task_id", "pid", "started_at")
+_noted_of = itemgetter(*_NOTED)
+
+# A slot: the pid of the process, the length of the note, and the note.
+_HEAD = struct.Struct("=iI")
+_SLOT_BYTES = 1_024
+_NOTE_BYTES = _SLOT_BYTES - _HEAD.size
 
 _FREE = 0
 _RESERVED = -1
@@ -32,13 +43,12 @@ class Running(msgspec.Struct, frozen=True):
     """An attempt that a pool process was running.
 
     Attributes:
-        pid: that process.
-        started_at: when the attempt started, in seconds since 1970, UTC.
-        started_monotonic: the same in seconds of the monotonic clock.
+        facts: fields of `JobEvent`, as far as they are text or numbers.
+        started_monotonic: when it started, in seconds of the monotonic clock,
+            which all processes of a machine share.
     """
 
-    pid: int
-    started_at: float
+    facts: Mapping[str, Any]
     started_monotonic: float
 
 
@@ -77,10 +87,15 @@ class Slots:
         if self._mine is not None:
             self._write(self._mine, os.getpid())
 
-    def start(self, task_id: str, started_at: float, started_monotonic: float) -> None:
-        """Note the attempt that starts; called in a pool process. Without a slot: nothing."""
+    def start(self, facts: Mapping[str, Any], started_monotonic: float) -> None:
+        """Note the attempt that starts; called in a pool process. Without a slot: nothing.
+
+        Args:
+            facts: the fields of `JobEvent`.
+            started_monotonic: the present, in seconds of the monotonic clock.
+        """
         if self._mine is not None:
-            self._write(self._mine, os.getpid(), task_id, started_at, started_monotonic)
+            self._write(self._mine, os.getpid(), _encode(facts, started_monotonic))
 
     def end(self) -> None:
         """Note that the attempt has ended; called in a pool process."""
@@ -88,49 +103,65 @@ class Slots:
             self._write(self._mine, os.getpid())
 
     def take(self, task_id: str) -> Running | None:
-        """Return, once, which process was running the task; None if none was.
+        """Return, once, what a process was running of this task; None if none was.
 
         Called in the parent, which has the news that the attempt is over.
         """
-        wanted = _id_bytes(task_id)
         for slot in range(self._count):
-            pid, started_at, started_monotonic, length = self._read(slot)
-            if pid > 0 and length == len(wanted) and self._id(slot, length) == wanted:
-                self._write(slot, pid)
-                return Running(pid, started_at, started_monotonic)
+            pid, note = self._read(slot)
+            if pid > 0 and note:
+                running = _decode(note)
+                if running is not None and running.facts["task_id"] == task_id:
+                    self._write(slot, pid)
+                    return running
         return None
 
     def _is_free(self, slot: int) -> bool:
-        pid, _, _, length = self._read(slot)
-        return pid == _FREE or (pid > 0 and not length and not _is_alive(pid))
+        pid, note = self._read(slot)
+        return pid == _FREE or (pid > 0 and not note and not _is_alive(pid))
 
-    def _read(self, slot: int) -> tuple[int, float, float, int]:
-        pid, started_at, started_monotonic, length = _HEAD.unpack_from(
-            self._memory, slot * _SLOT_BYTES
-        )
-        return pid, started_at, started_monotonic, min(length, _ID_BYTES)
-
-    def _id(self, slot: int, length: int) -> bytes:
-        start = slot * _SLOT_BYTES + _HEAD.size
-        return self._memory[start : start + length]
-
-    def _write(
-        self,
-        slot: int,
-        pid: int,
-        task_id: str = "",
-        started_at: float = 0.0,
-        started_monotonic: float = 0.0,
-    ) -> None:
-        text = _id_bytes(task_id)
+    def _read(self, slot: int) -> tuple[int, bytes]:
         start = slot * _SLOT_BYTES
-        if text:  # before the head, which says that it is there
-            self._memory[start + _HEAD.size : start + _HEAD.size + len(text)] = text
-        _HEAD.pack_into(self._memory, start, pid, started_at, started_monotonic, len(text))
+        pid, length = _HEAD.unpack_from(self._memory, start)
+        note = start + _HEAD.size
+        return pid, self._memory[note : note + min(length, _NOTE_BYTES)]
+
+    def _write(self, slot: int, pid: int, note: bytes = b"") -> None:
+        start = slot * _SLOT_BYTES
+        if note:  # before the head, which says that it is there
+            self._memory[start + _HEAD.size : start + _HEAD.size + len(note)] = note
+        _HEAD.pack_into(self._memory, start, pid, len(note))
 
 
-def _id_bytes(task_id: str) -> bytes:
-    return task_id.encode("utf-8", "surrogatepass")[:_ID_BYTES]
+def _encode(facts: Mapping[str, Any], started_monotonic: float) -> bytes:
+    """Return the note of an attempt: all, else the bare minimum, else nothing.
+
+    Not all need fit, or be text and numbers: a foreign client may have put
+    anything into the request.
+    """
+    least = {**dict.fromkeys(_NOTED), **{name: facts[name] for name in _LEAST}}
+    for noted in (facts, least):
+        try:
+            note = msgspec.msgpack.encode((started_monotonic, *_noted_of(noted)))
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if len(note) <= _NOTE_BYTES:
+            return note
+    return b""
+
+
+def _decode(note: bytes) -> Running | None:
+    """Return what a note says; None if it is rubbish."""
+    try:
+        started_monotonic, *noted = msgspec.msgpack.decode(note)
+        facts = dict(zip(_NOTED, noted, strict=True))
+    except (TypeError, ValueError):  # msgspec's errors are ValueErrors
+        return None
+    if not isinstance(started_monotonic, float):
+        return None
+    return Running(
+        {name: fact for name, fact in facts.items() if fact is not None}, started_monotonic
+    )
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fork import in_child
 
-from celery_broadcast.slots import Running, Slots
+from celery_broadcast.slots import Slots
+
+
+def facts(task_id: str, **others: Any) -> dict[str, Any]:
+    """Return what the bridge knows of an attempt that starts."""
+    none = dict.fromkeys(("queue", "exchange", "routing_key", "root_id", "parent_id", "group_id"))
+    known = {"task_id": task_id, "task_name": "shop.charge", "retries": 0, "worker": "celery@web-1"}
+    return {**none, **known, "pid": os.getpid(), "started_at": 100.0, **others}
 
 
 def child_that_dies(slots: Slots, task_id: str) -> int:
@@ -18,7 +25,7 @@ def child_that_dies(slots: Slots, task_id: str) -> int:
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
-        slots.start(task_id, started_at=100.0, started_monotonic=5.0)
+        slots.start(facts(task_id), started_monotonic=5.0)
         os.write(writer, b"x")
         signal.pause()
     os.read(reader, 1)
@@ -37,7 +44,17 @@ def test_the_parent_learns_what_a_killed_child_was_running() -> None:
 
     pid = child_that_dies(slots, "id-1")
 
-    assert slots.take("id-1") == Running(pid, started_at=100.0, started_monotonic=5.0)
+    running = slots.take("id-1")
+    assert running is not None
+    assert running.started_monotonic == 5.0
+    assert running.facts == {
+        "task_id": "id-1",
+        "task_name": "shop.charge",
+        "retries": 0,
+        "worker": "celery@web-1",
+        "pid": pid,
+        "started_at": 100.0,
+    }
 
 
 def test_the_parent_learns_it_once() -> None:
@@ -52,7 +69,7 @@ def test_an_attempt_that_has_ended_is_not_running() -> None:
     slots = Slots(count=4)
 
     def child() -> Any:
-        slots.start("id-1", 100.0, 5.0)
+        slots.start(facts("id-1"), 5.0)
         slots.end()
         return True
 
@@ -93,10 +110,10 @@ def test_a_grandchild_has_no_slot() -> None:
     slots = Slots(count=4)
 
     def child() -> Any:
-        slots.start("child", 100.0, 5.0)
+        slots.start(facts("child"), 5.0)
 
         def grandchild() -> Any:
-            slots.start("grandchild", 1.0, 1.0)
+            slots.start(facts("grandchild"), 1.0)
             return True
 
         return in_child(grandchild)
@@ -110,7 +127,7 @@ def test_a_grandchild_has_no_slot() -> None:
 def test_the_process_that_made_the_slots_has_none_itself() -> None:
     slots = Slots(count=4)
 
-    slots.start("id-1", 100.0, 5.0)
+    slots.start(facts("id-1"), 5.0)
     slots.end()
 
     assert slots.take("id-1") is None
@@ -130,23 +147,57 @@ def test_children_forked_by_several_threads_have_a_slot_each() -> None:
         thread.join()
 
     found = [slots.take(f"{name}-{number}") for name in "ab" for number in range(4)]
-    assert sorted(running.pid for running in found if running) == sorted(pids)
+    assert sorted(running.facts["pid"] for running in found if running) == sorted(pids)
 
 
-@given(st.text(min_size=1, max_size=400))
-def test_any_task_id_is_found_again(task_id: str) -> None:
+def as_in_a_child() -> Slots:
+    """Return slots of which this process has one; a fork for each example would take long."""
     slots = Slots(count=2)
-    slots._mine = 1  # as in a child; a fork for each example would take long
+    slots._mine = 1
+    return slots
 
-    slots.start(task_id, 100.0, 5.0)
+
+@given(st.text(max_size=200))
+def test_any_task_id_is_found_again(task_id: str) -> None:
+    slots = as_in_a_child()
+
+    slots.start(facts(task_id), 5.0)
 
     assert slots.take(task_id) is not None
 
 
-@given(st.binary(min_size=512, max_size=512))
+@pytest.mark.parametrize("root_id", ["x" * 2_000, object(), 1 << 100, {"a": 1}, b"bytes"])
+def test_a_fact_that_does_not_fit_costs_at_most_the_other_facts(root_id: object) -> None:
+    slots = as_in_a_child()
+
+    slots.start(facts("id-1", root_id=root_id), 5.0)
+
+    running = slots.take("id-1")
+    assert running is not None
+    assert running.facts["started_at"] == 100.0
+
+
+@pytest.mark.parametrize("task_id", ["x" * 2_000, "\ud800"])
+def test_a_task_id_that_cannot_be_noted_hurts_nothing(task_id: str) -> None:
+    slots = as_in_a_child()
+
+    slots.start(facts(task_id), 5.0)
+
+    assert slots.take(task_id) is None
+
+
+@given(st.binary(min_size=2_048, max_size=2_048))
 def test_a_slot_that_holds_rubbish_is_not_believed_and_hurts_nothing(rubbish: bytes) -> None:
     slots = Slots(count=2)
     slots._memory[:] = rubbish
 
-    slots.take("id-1")
+    assert slots.take("id-1") is None
     slots.before_fork()
+
+
+@given(st.binary(min_size=1, max_size=64))
+def test_a_note_that_is_rubbish_is_not_believed(rubbish: bytes) -> None:
+    slots = as_in_a_child()
+    slots._write(1, os.getpid(), rubbish)
+
+    assert slots.take("id-1") is None
