@@ -31,9 +31,10 @@ MAY_IMPORT = {
         *("consumer_thread", "dispatcher", "errors", "events", "fork", "losses", "mailbox"),
         *("notices", "settings", "subscription"),
     },
-    "attempts": {"fork"},
+    "attempts": {"fork", "slots"},
     "slots": {"fork"},
-    "bridge": {"attempts", "errors", "events", "producer", "settings", "slots"},
+    "facts": {"settings"},
+    "bridge": {"attempts", "errors", "events", "facts", "producer", "settings"},
     "installation": {"errors", "settings"},
     "plugin": {"errors", "installation"},
 }
@@ -42,7 +43,7 @@ MAY_IMPORT = {
 LOADED_WHEN_ON = {"installation": {"bridge", "producer", "subscription"}}
 
 #: The files that know Celery; the core does not.
-KNOW_CELERY = {"bridge", "plugin", "installation"}
+KNOW_CELERY = {"bridge", "facts", "plugin", "installation"}
 
 
 def imports_of(file: Path) -> tuple[set[str], set[str]]:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from test_fork import in_child
+from test_slots import child_that_dies, facts
 
 from celery_broadcast.attempts import Attempt, Attempts
 
@@ -15,6 +20,10 @@ class Request:
 
 def attempt_of(task_id: str = "id-1") -> Attempt:
     return Attempt(facts={"task_id": task_id}, started_monotonic=0.0)
+
+
+def end_by_news(attempts: Attempts, task_id: str) -> Attempt | None:
+    return attempts.end_by_news({"task_id": task_id})
 
 
 def test_a_started_attempt_is_found_by_its_request() -> None:
@@ -36,9 +45,14 @@ def test_an_attempt_ends_once() -> None:
     assert attempts.find(request) is None
 
 
-def test_an_attempt_that_never_started_has_no_end() -> None:
+def test_an_attempt_that_never_started_has_no_end_here() -> None:
     assert Attempts().end(Request()) is None
-    assert Attempts().end_aborted("id-1") is None
+
+
+def test_news_of_an_attempt_that_never_started_are_all_there_is_to_know() -> None:
+    attempt = end_by_news(Attempts(), "id-1")
+
+    assert attempt == Attempt(facts={"task_id": "id-1"}, started_monotonic=None)
 
 
 def test_two_attempts_of_one_job_are_not_mixed_up() -> None:
@@ -52,75 +66,121 @@ def test_two_attempts_of_one_job_are_not_mixed_up() -> None:
     assert attempts.end(second) is of_second
 
 
-def test_an_aborted_attempt_is_ended_by_its_task_id() -> None:
+def test_an_attempt_that_is_left_to_the_news_is_ended_by_its_task_id() -> None:
     attempts, request, attempt = Attempts(), Request(), attempt_of("id-1")
     attempts.start(request, attempt)
 
-    attempts.abort(request)
+    attempts.leave_to_news(request)
 
     assert attempts.end(request) is None
-    assert attempts.end_aborted("id-2") is None
-    assert attempts.end_aborted("id-1") is attempt
-    assert attempts.end_aborted("id-1") is None
+    assert end_by_news(attempts, "id-2") is not attempt
+    assert end_by_news(attempts, "id-1") is attempt
+    assert end_by_news(attempts, "id-1") is not attempt
 
 
-def test_aborted_attempts_of_one_job_end_in_the_order_they_were_aborted() -> None:
+def test_attempts_of_one_job_that_are_left_to_the_news_end_in_their_order() -> None:
     attempts = Attempts()
     started = [(Request(), attempt_of("id-1")) for _ in range(3)]
     for request, attempt in started:
         attempts.start(request, attempt)
 
     for request, _ in started:
-        attempts.abort(request)
+        attempts.leave_to_news(request)
 
-    assert [attempts.end_aborted("id-1") for _ in range(4)] == [
-        *(attempt for _, attempt in started),
-        None,
-    ]
+    for _, attempt in started:
+        assert end_by_news(attempts, "id-1") is attempt
 
 
-def test_an_attempt_that_has_ended_cannot_be_aborted() -> None:
-    attempts, request = Attempts(), Request()
-    attempts.start(request, attempt_of("id-1"))
+def test_an_attempt_that_has_ended_cannot_be_left_to_the_news() -> None:
+    attempts, request, attempt = Attempts(), Request(), attempt_of("id-1")
+    attempts.start(request, attempt)
     attempts.end(request)
 
-    attempts.abort(request)
+    attempts.leave_to_news(request)
 
-    assert attempts.end_aborted("id-1") is None
+    assert end_by_news(attempts, "id-1") is not attempt
 
 
-def test_the_end_of_an_attempt_elsewhere_is_told_once() -> None:
+def test_an_attempt_that_is_left_to_the_parent_has_no_end_here() -> None:
+    attempts, request = Attempts(), Request()
+    attempts.start(request, attempt_of("id-1"))
+
+    attempts.leave_to_parent(request)
+
+    assert attempts.find(request) is None
+    assert attempts.end(request) is None
+
+
+def test_news_that_come_twice_end_an_attempt_once() -> None:
     attempts = Attempts()
 
-    assert attempts.end_remote("id-1")
-    assert attempts.end_remote("id-2")
+    assert end_by_news(attempts, "id-1") is not None
+    assert end_by_news(attempts, "id-2") is not None
 
-    assert not attempts.end_remote("id-1")
-    assert not attempts.end_remote("id-2")
+    assert end_by_news(attempts, "id-1") is None
+    assert end_by_news(attempts, "id-2") is None
 
 
-def test_ends_elsewhere_are_not_remembered_for_ever() -> None:
+def test_news_are_not_remembered_for_ever() -> None:
     attempts = Attempts()
-    attempts.end_remote("id-1")
+    end_by_news(attempts, "id-1")
 
     for number in range(1_000):
-        attempts.end_remote(f"other-{number}")
+        end_by_news(attempts, f"other-{number}")
 
-    assert attempts.end_remote("id-1")
+    assert end_by_news(attempts, "id-1") is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_job_that_dies_twice_in_two_processes_has_two_ends() -> None:
+    attempts = Attempts()
+    attempts.expect_children()
+    news = {**facts("id-1"), "args": (1,)}
+
+    def start() -> None:
+        attempts.start(Request(), Attempt(facts=facts("id-1"), started_monotonic=5.0))
+
+    for _ in range(2):
+        child_that_dies(start)
+        attempt = attempts.end_by_news(news)
+        assert attempt is not None
+        assert attempt.started_monotonic == 5.0
+        assert attempt.facts["args"] == (1,)
+        assert attempts.end_by_news(news) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_an_eager_job_inside_a_job_leaves_no_trace_for_the_parent() -> None:
+    attempts = Attempts()
+    attempts.expect_children()
+
+    def child() -> Any:
+        outer, inner = Request(), Request()
+        attempts.start(outer, Attempt(facts=facts("outer"), started_monotonic=5.0))
+        attempts.start(inner, Attempt(facts=facts("inner"), started_monotonic=6.0, eager=True))
+        attempts.end(inner)
+        return True
+
+    in_child(child)
+
+    attempt = attempts.end_by_news(facts("outer"))
+    assert attempt is not None
+    assert attempt.started_monotonic == 5.0
 
 
 def test_whoever_forgets_has_no_attempt_left() -> None:
-    attempts, running, aborted = Attempts(), Request(), Request()
+    attempts, running, left = Attempts(), Request(), Request()
     attempts.start(running, attempt_of("id-1"))
-    attempts.start(aborted, attempt_of("id-2"))
-    attempts.abort(aborted)
-    attempts.end_remote("id-3")
+    attempt = attempt_of("id-2")
+    attempts.start(left, attempt)
+    attempts.leave_to_news(left)
+    end_by_news(attempts, "id-3")
 
     attempts.forget()
 
     assert attempts.find(running) is None
-    assert attempts.end_aborted("id-2") is None
-    assert attempts.end_remote("id-3")
+    assert end_by_news(attempts, "id-2") is not attempt
+    assert end_by_news(attempts, "id-3") is not None
 
 
 class Ends(RuleBasedStateMachine):
@@ -147,12 +207,12 @@ class Ends(RuleBasedStateMachine):
 
     @precondition(lambda self: self.requests)
     @rule(which=which_request)
-    def abort(self, which: int) -> None:
-        self.attempts.abort(self.requests[which % len(self.requests)])
+    def leave_to_news(self, which: int) -> None:
+        self.attempts.leave_to_news(self.requests[which % len(self.requests)])
 
     @rule(task_id=task_ids)
-    def end_aborted(self, task_id: str) -> None:
-        attempt = self.attempts.end_aborted(task_id)
+    def end_by_news(self, task_id: str) -> None:
+        attempt = end_by_news(self.attempts, task_id)
         assert attempt is None or attempt.facts["task_id"] == task_id
         self.note(attempt)
 
@@ -162,13 +222,13 @@ class Ends(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for request in self.requests:
-            self.attempts.abort(request)
+            self.attempts.leave_to_news(request)
         for attempt in self.started:
-            self.note(self.attempts.end_aborted(attempt.facts["task_id"]))
+            self.note(end_by_news(self.attempts, attempt.facts["task_id"]))
         assert sorted(map(id, self.ended)) == sorted(map(id, self.started))
 
     def note(self, attempt: Attempt | None) -> None:
-        if attempt is not None:
+        if attempt is not None and attempt.started_monotonic is not None:
             self.ended.append(attempt)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,12 +21,12 @@ def facts(task_id: str, **others: Any) -> dict[str, Any]:
     return {**none, **known, "pid": os.getpid(), "started_at": 100.0, **others}
 
 
-def child_that_dies(slots: Slots, task_id: str) -> int:
-    """Return the pid of a forked child that was killed while it ran the task."""
+def child_that_dies(start: Callable[[], None]) -> int:
+    """Return the pid of a forked child that was killed after it had started something."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
-        slots.start(facts(task_id), started_monotonic=5.0)
+        start()
         os.write(writer, b"x")
         signal.pause()
     os.read(reader, 1)
@@ -36,13 +37,17 @@ def child_that_dies(slots: Slots, task_id: str) -> int:
     return pid
 
 
+def dies_running(slots: Slots, task_id: str) -> int:
+    return child_that_dies(lambda: slots.start(facts(task_id), started_monotonic=5.0))
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 def test_the_parent_learns_what_a_killed_child_was_running() -> None:
     slots = Slots(count=4)
 
-    pid = child_that_dies(slots, "id-1")
+    pid = dies_running(slots, "id-1")
 
     running = slots.take("id-1")
     assert running is not None
@@ -59,7 +64,7 @@ def test_the_parent_learns_what_a_killed_child_was_running() -> None:
 
 def test_the_parent_learns_it_once() -> None:
     slots = Slots(count=4)
-    child_that_dies(slots, "id-1")
+    dies_running(slots, "id-1")
     slots.take("id-1")
 
     assert slots.take("id-1") is None
@@ -82,15 +87,15 @@ def test_the_slot_of_a_dead_child_serves_the_next_one() -> None:
     slots = Slots(count=1)
 
     for number in range(5):
-        child_that_dies(slots, f"id-{number}")
+        dies_running(slots, f"id-{number}")
         assert slots.take(f"id-{number}") is not None
 
 
 def test_a_slot_whose_attempt_nobody_has_asked_for_is_kept() -> None:
     slots = Slots(count=2)
 
-    child_that_dies(slots, "id-1")
-    child_that_dies(slots, "id-2")
+    dies_running(slots, "id-1")
+    dies_running(slots, "id-2")
 
     assert slots.take("id-1") is not None
     assert slots.take("id-2") is not None
@@ -98,9 +103,9 @@ def test_a_slot_whose_attempt_nobody_has_asked_for_is_kept() -> None:
 
 def test_a_child_too_many_has_no_slot_and_goes_on() -> None:
     slots = Slots(count=1)
-    child_that_dies(slots, "id-1")
+    dies_running(slots, "id-1")
 
-    child_that_dies(slots, "id-2")
+    dies_running(slots, "id-2")
 
     assert slots.take("id-2") is None
     assert slots.take("id-1") is not None
@@ -138,7 +143,7 @@ def test_children_forked_by_several_threads_have_a_slot_each() -> None:
     pids: list[int] = []
 
     def fork_some(name: str) -> None:
-        pids.extend(child_that_dies(slots, f"{name}-{number}") for number in range(4))
+        pids.extend(dies_running(slots, f"{name}-{number}") for number in range(4))
 
     threads = [threading.Thread(target=fork_some, args=(name,)) for name in "ab"]
     for thread in threads:
