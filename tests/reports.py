@@ -1,0 +1,69 @@
+"""What a worker reports to the test: one datagram each, to the socket of a `Listener`.
+
+A datagram to a Unix socket waits while the receiver is behind, and is there
+when the sender has gone on: the test knows what its worker did without asking
+again and again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import msgspec
+
+# The environment variable with the path of the listener's socket.
+LISTENER = "JOB_APP_LISTENER"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Something happened in this process of a worker, on this thread."""
+
+    pid: int = msgspec.field(default_factory=os.getpid)
+    thread: str = msgspec.field(default_factory=lambda: threading.current_thread().name)
+
+
+class EventReport(Report, frozen=True, kw_only=True, tag=True):
+    """A consumer got an event; a field that the event hasn't is None."""
+
+    consumer: str
+    event: str
+    task_id: str
+    task_name: str
+    queue: str | None = None
+    retries: int | None = None
+    worker: str | None = None
+    started_at: float | None = None
+    state: str | None = None
+    ended_at: float | None = None
+    runtime: float | None = None
+    exception_type: str | None = None
+    exception_message: str | None = None
+
+
+class CallReport(Report, frozen=True, kw_only=True, tag=True):
+    """A consumer was set up or torn down; `call` says which."""
+
+    consumer: str
+    call: str
+
+
+class SignalReport(Report, frozen=True, kw_only=True, tag=True):
+    """A plain receiver got one of Celery's signals; its arguments are text."""
+
+    signal: str
+    arguments: dict[str, str]
+
+
+def send(report: Report) -> None:
+    """Report to the test that started this worker."""
+    # A socket of its own for each, or greenlets would wait for one together.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect(os.environ[LISTENER])
+        sender.send(msgspec.json.encode(report))
+
+
+def decode(datagram: bytes) -> Report:
+    """Return what was sent."""
+    return msgspec.json.decode(datagram, type=EventReport | CallReport | SignalReport)

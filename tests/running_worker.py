@@ -1,0 +1,77 @@
+"""A real worker that takes jobs, with the client to send them and the listener it reports to."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import reports
+from celery import Celery
+from celery.result import AsyncResult
+from listener import Listener
+from nodes.worker_process import WorkerProcess
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class RunningWorker:
+    """A worker of `job_app`.
+
+    Attributes:
+        app: the client's app.
+        queue: the queue of this worker alone.
+    """
+
+    app: Celery
+    queue: str
+    process: WorkerProcess
+    listener: Listener
+
+    def send(self, task: str, *args: object, **options: Any) -> AsyncResult[Any]:
+        """Send a job; the task is named as in `job_app`."""
+        return self.app.send_task(f"job_app.{task}", args, **options)
+
+    def stop(self, timeout_seconds: float = 30) -> int:
+        """Stop it warmly, wait until it has ended, and return its exit code."""
+        self.process.kill("SIGTERM")
+        return self.process.wait(timeout_seconds)
+
+
+@contextmanager
+def running_worker(
+    config: Mapping[str, Any],
+    *,
+    pool: str = "prefork",
+    concurrency: int = 2,
+) -> Iterator[RunningWorker]:
+    """Run a worker with a queue of its own, for as long as the `with` lasts.
+
+    Args:
+        config: Celery's settings, at least the broker's URL. The broadcast is
+            on if they don't say otherwise.
+        pool: such as "prefork".
+        concurrency: how many processes, threads or greenlets.
+    """
+    name = f"worker-{os.getpid()}-{next(_numbers)}"
+    config = {"broadcast_enabled": True, "task_default_queue": name, **config}
+    with (
+        Listener() as listener,
+        WorkerProcess(
+            name,
+            config,
+            pool=pool,
+            concurrency=concurrency,
+            environment={reports.LISTENER: listener.path},
+        ) as process,
+        Celery(set_as_current=False) as app,
+    ):
+        listener.worker_log = process.logs
+        app.conf.update(config)
+        yield RunningWorker(app, config["task_default_queue"], process, listener)
+        gc.collect()  # a result that is collected tells the backend, while there is one

@@ -1,0 +1,1 @@
+"""A setup of brokers and workers in which some are killed."""

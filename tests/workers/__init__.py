@@ -1,0 +1,1 @@
+"""The pools of a real worker, on real brokers."""
