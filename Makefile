@@ -1,0 +1,44 @@
+# All that a machine with Python 3.10 or newer and make needs:
+#   make demo   shows what it does
+#   make test   runs all the tests; make test-fast those that need seconds only
+
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: demo test test-fast lint types clean
+
+demo: $(VENV)/with-demo
+	$(VENV)/bin/python -m example_project.demo
+
+# Workers and servers are started for groups of tests, which keep their order.
+test: test-fast
+	tools/with_servers.sh $(VENV)/bin/python -m pytest -m worker \
+		--numprocesses auto --dist loadgroup --randomly-dont-reorganize
+
+# In an order of its own each time; the seed it prints repeats it.
+test-fast: $(VENV)/with-test
+	$(VENV)/bin/python -m pytest -m "not worker"
+
+lint: $(VENV)/with-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+# pyright looks for the packages of the python on the PATH, and doesn't see an editable one.
+types: $(VENV)/with-dev
+	$(VENV)/bin/mypy
+	PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONPATH=. \
+		$(VENV)/bin/pyright --verifytypes celery_broadcast --ignoreexternal
+
+clean:
+	rm -rf $(VENV) .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The package with one of its extras; again when setup.cfg has changed.
+$(VENV)/with-%: setup.cfg | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+# Debian's Python comes without what makes a venv.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/debian.sh python3-venv
+	$(PYTHON) -m venv $(VENV)

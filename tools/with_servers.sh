@@ -1,0 +1,46 @@
+#!/bin/sh
+# Run a command where redis-server and rabbitmq-server are installed; install them if need be.
+#
+# usage: tools/with_servers.sh COMMAND [ARGUMENT...]
+#
+# The tests start servers of their own, on free ports: only the programs must be
+# there. In this order: they are; apt-get brings them; a container has them.
+set -eu
+
+tools=$(dirname "$0")
+
+missing=
+for program in redis-server rabbitmq-server; do
+    # Debian keeps servers where only root's PATH leads.
+    if ! PATH="$PATH:/usr/local/sbin:/usr/sbin" command -v "$program" >/dev/null; then
+        missing="$missing $program"
+    fi
+done
+
+if [ -z "$missing" ]; then
+    exec "$@"
+fi
+
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    # shellcheck disable=SC2086 # one word per package
+    "$tools/debian.sh" $missing
+    # Installed for the tests, so not to be started with the machine either.
+    if command -v systemctl >/dev/null; then
+        # shellcheck disable=SC2086
+        systemctl --quiet disable $missing
+    fi
+    exec "$@"
+fi
+
+if docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
+    exec docker compose --file "$tools/../tests/compose.yaml" run --rm tests
+fi
+
+cat >&2 <<END
+The tests start servers of their own, and these programs are not installed:$missing
+Install them, then run make again:
+    Debian, Ubuntu   sudo apt-get install --no-install-recommends$missing
+    macOS            brew install redis rabbitmq
+or start a Docker engine, and the tests run in a container.
+END
+exit 1
