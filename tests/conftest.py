@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from recorder import wait_until
+from nodes.deadline import wait_until
 
 import celery_broadcast
 from celery_broadcast.producer import Producer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -94,12 +93,3 @@ class StuckConsumer(Consumer):
     def handle(self, event: JobEvent) -> None:
         self.stuck.set()
         self.freed.wait(60.0)
-
-
-def wait_until(fact: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
-    """Return as soon as the fact is true; fail if it isn't in time."""
-    nothing = threading.Event()
-    deadline = time.monotonic() + timeout_seconds
-    while not fact():
-        assert time.monotonic() < deadline, f"not true within {timeout_seconds} s"
-        nothing.wait(0.002)

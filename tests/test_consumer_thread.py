@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from recorder import BrokenConsumer, Recorder, make_event, numbered, subscribe, wait_until
+from nodes.deadline import wait_until
+from recorder import BrokenConsumer, Recorder, make_event, numbered, subscribe
 
 from celery_broadcast import notices
 from celery_broadcast.consumer import Consumer

@@ -9,6 +9,7 @@ import pytest
 from conftest import broadcast_threads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nodes.deadline import wait_until
 from recorder import (
     BrokenConsumer,
     Recorder,
@@ -16,7 +17,6 @@ from recorder import (
     make_event,
     numbered,
     subscribe,
-    wait_until,
 )
 
 from celery_broadcast import notices

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery, signals
 from conftest import broadcast_threads
+from nodes.deadline import wait_until
 from recorder import (
     BrokenConsumer,
     Recorder,
@@ -20,7 +21,6 @@ from recorder import (
     make_event,
     numbered,
     subscribe,
-    wait_until,
 )
 from test_fork import in_child
 from test_installation import receivers, run_one_job

@@ -8,7 +8,7 @@ import linecache
 import runpy
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from textwrap import dedent
@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorder import make_event, subscribe, wait_until
+from nodes.deadline import wait_until
+from recorder import make_event, subscribe
 
 from celery_broadcast.consumer import Consumer, FunctionConsumer
 from celery_broadcast.errors import ConfigurationError
@@ -259,7 +260,6 @@ def takes_two(prefix: str, event: JobEvent) -> None: ...
         print,
         max,  # which has no signature that Python could read
     ],
-    ids=repr,
 )
 def test_whatever_takes_one_event_is_a_consumer_once_it_has_a_name(
     consumer: Callable[[Any], object],
@@ -584,7 +584,7 @@ def test_two_consumers_of_one_name_are_an_error_that_names_both_places(
 
 
 @pytest.fixture
-def shop_consumers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def shop_consumers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Write a module of two consumers that can be imported; return its name."""
     file = tmp_path / "shop_consumers_of_this_test.py"
     file.write_text(
@@ -600,7 +600,8 @@ def shop_consumers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         """)
     )
     monkeypatch.syspath_prepend(tmp_path)
-    return file.stem
+    yield file.stem
+    sys.modules.pop(file.stem, None)
 
 
 def test_a_module_that_is_imported_again_replaces_its_own_consumers(shop_consumers: str) -> None:
