@@ -88,6 +88,10 @@ class Attempts:
         if attempt is not None:
             self._aborted.setdefault(attempt.facts["task_id"], deque()).append(attempt)
 
+    def is_running_in_child(self, task_id: str) -> bool:
+        """Tell whether a pool process has started the task and not noted its end."""
+        return self._slots is not None and self._slots.is_running(task_id)
+
     def end_by_news(self, news: Mapping[str, Any]) -> Attempt | None:
         """End the attempt of which the news come; None if that was done before.
 

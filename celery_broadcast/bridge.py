@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from signal import SIGUSR1
 from typing import Any, TypeVar
 
 import celery
@@ -235,10 +236,13 @@ class Bridge:
         sender: Any = None,
         request: Any = None,
         terminated: Any = None,
+        signum: Any = None,
         expired: Any = None,
         **_: Any,
     ) -> None:
         """Publish the end of a job that was revoked, whether or not it had started."""
+        if signum == SIGUSR1 and self._attempts.is_running_in_child(request.id):
+            return  # the soft time limit's signal ends no process: its own will tell
         attempt = self._end_by_news(sender, request, request.id, request.args, request.kwargs)
         if attempt is not None:
             self._end(JobRevoked, attempt, terminated=bool(terminated), expired=bool(expired))

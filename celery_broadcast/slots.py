@@ -62,6 +62,7 @@ class Slots:
     def __init__(self, count: int = SLOTS) -> None:
         self._memory = mmap.mmap(-1, count * _SLOT_BYTES)
         self._count = count
+        self._used = 0  # no slot from this one on was ever reserved
         self._owner = os.getpid()
         self._mine: int | None = None
         # Of the forking thread: several threads may fork at once.
@@ -78,6 +79,7 @@ class Slots:
             for slot in range(self._count):
                 if self._is_free(slot):
                     self._write(slot, _RESERVED)
+                    self._used = max(self._used, slot + 1)
                     self._reserved.slot = slot
                     return
 
@@ -102,18 +104,29 @@ class Slots:
         if self._mine is not None:
             self._write(self._mine, os.getpid())
 
+    def is_running(self, task_id: str) -> bool:
+        """Tell whether a process has noted this task, and not its end; called in the parent."""
+        return self._find(task_id) is not None
+
     def take(self, task_id: str) -> Running | None:
         """Return, once, what a process was running of this task; None if none was.
 
         Called in the parent, which has the news that the attempt is over.
         """
-        for slot in range(self._count):
+        found = self._find(task_id)
+        if found is None:
+            return None
+        slot, running = found
+        self._write(slot, self._read(slot)[0])
+        return running
+
+    def _find(self, task_id: str) -> tuple[int, Running] | None:
+        for slot in range(self._used):
             pid, note = self._read(slot)
             if pid > 0 and note:
                 running = _decode(note)
                 if running is not None and running.facts["task_id"] == task_id:
-                    self._write(slot, pid)
-                    return running
+                    return slot, running
         return None
 
     def _is_free(self, slot: int) -> bool:

@@ -60,6 +60,21 @@ def rejected(self: Task[..., None], *, requeue: bool = False) -> None:
     raise Reject("unwanted", requeue=requeue and not comes_back)
 
 
+class FailsBadly(Task):  # type: ignore[type-arg]  # not generic at run time
+    def on_failure(self, *_: object) -> None:
+        raise RuntimeError("even this")
+
+
+@app.task(base=FailsBadly)
+def fails_badly() -> None:
+    raise ValueError("no")
+
+
+@app.task
+def gives_what_nobody_can_encode() -> object:
+    return object()
+
+
 @app.task
 def exits(code: int) -> None:
     sys.exit(code)

@@ -158,7 +158,7 @@ def test_children_forked_by_several_threads_have_a_slot_each() -> None:
 def as_in_a_child() -> Slots:
     """Return slots of which this process has one; a fork for each example would take long."""
     slots = Slots(count=2)
-    slots._mine = 1
+    slots._mine, slots._used = 1, 2
     return slots
 
 
@@ -195,6 +195,7 @@ def test_a_task_id_that_cannot_be_noted_hurts_nothing(task_id: str) -> None:
 def test_a_slot_that_holds_rubbish_is_not_believed_and_hurts_nothing(rubbish: bytes) -> None:
     slots = Slots(count=2)
     slots._memory[:] = rubbish
+    slots._used = 2
 
     assert slots.take("id-1") is None
     slots.before_fork()

@@ -47,6 +47,11 @@ def revoke_by_kill(worker: RunningWorker, started: EventReport) -> None:
     worker.app.control.revoke(started.task_id, terminate=True, signal="SIGKILL")
 
 
+def revoke_softly(worker: RunningWorker, started: EventReport) -> None:
+    """What the soft time limit sends; the process lives on."""
+    worker.app.control.revoke(started.task_id, terminate=True, signal="SIGUSR1")
+
+
 def stop_cold(worker: RunningWorker, started: EventReport) -> None:
     worker.process.kill("SIGQUIT")
 
@@ -61,6 +66,13 @@ OUTCOMES = {
     "retry": Outcome("retries_once", ["JobStarted", "JobRetried", "JobStarted", "JobFinished"]),
     "ignore": Outcome("ignored", ["JobStarted", "JobIgnored"]),
     "reject": Outcome("rejected", ["JobStarted", "JobRejected"]),
+    "reject and requeue": Outcome(
+        "rejected",
+        ["JobStarted", "JobRejected", "JobStarted", "JobRejected"],
+        options={"kwargs": {"requeue": True}},
+    ),
+    "on_failure raises": Outcome("fails_badly", ["JobStarted", "JobFailed"]),
+    "result not encodable": Outcome("gives_what_nobody_can_encode", ["JobStarted", "JobFailed"]),
     "soft time limit": Outcome(
         "sleeps", ["JobStarted", "JobFailed"], (60,), {"soft_time_limit": 1, "time_limit": 30}
     ),
@@ -70,6 +82,9 @@ OUTCOMES = {
     "revoked": Outcome("sleeps", ["JobStarted", "JobRevoked"], (60,), after_start=revoke),
     "revoked by a kill": Outcome(
         "sleeps", ["JobStarted", "JobRevoked"], (60,), after_start=revoke_by_kill
+    ),
+    "revoked by a soft signal": Outcome(
+        "sleeps", ["JobStarted", "JobFailed"], (60,), after_start=revoke_softly
     ),
     "cold shutdown": Outcome("sleeps", ["JobStarted", CUT_OFF], (60,), after_start=stop_cold),
     "expired": Outcome("ok", ["JobRevoked"], (1,), {"expires": -1}),
