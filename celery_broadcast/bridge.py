@@ -44,10 +44,6 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=JobEnded)
 
-# How gevent and eventlet end the greenlet of a job; matched by name, so that
-# neither has to be installed.
-_GREENLET_EXITS = frozenset({"GreenletExit", "Timeout"})
-
 _STATUS_OF_SIGNAL_0 = -256
 
 
@@ -220,7 +216,7 @@ class Bridge:
         if attempt is None:
             return
         flying = sys.exc_info()[1]
-        if flying is None or type(flying).__name__ in _GREENLET_EXITS:
+        if flying is None or (_is_greenlet_exit(flying) and not attempt.eager):
             self._attempts.leave_to_news(request)  # task_failure or task_revoked, in this process
         elif _in_pool_process() and not attempt.eager and not _is_untold_exit(flying):
             self._attempts.leave_to_parent(request)
@@ -303,6 +299,17 @@ def _in_pool_process() -> bool:
     """Tell whether a parent process will report what happens to this one."""
     billiard = sys.modules.get("billiard.process")
     return billiard is not None and billiard.current_process().name != "MainProcess"
+
+
+def _is_greenlet_exit(flying: BaseException) -> bool:
+    """Tell whether Celery stops a greenlet, and will say why.
+
+    Before 5.7 it doesn't say that of a time limit, which is gevent's `Timeout`.
+    """
+    if isinstance(flying, Exception):  # another's, of the same name
+        return False
+    name = type(flying).__name__
+    return name == "GreenletExit" or (name == "Timeout" and celery.VERSION >= (5, 7))
 
 
 def _is_untold_exit(flying: BaseException) -> bool:

@@ -223,6 +223,22 @@ def test_an_eager_job_whose_error_is_thrown_has_failed(
     assert failed.exception_message == "no"
 
 
+def test_an_eager_job_that_throws_what_a_greenlet_might_has_failed(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    class Timeout(BaseException):  # noqa: N818  # as gevent's
+        pass
+
+    @broadcasting_app.task
+    def hurries() -> None:
+        raise Timeout
+
+    with pytest.raises(Timeout):
+        hurries.apply()
+
+    assert only_end(told(recorder)).exception_class is Timeout
+
+
 def test_a_job_that_exits_has_failed(broadcasting_app: Celery, recorder: Recorder) -> None:
     @broadcasting_app.task
     def leave() -> None:

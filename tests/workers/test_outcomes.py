@@ -1,4 +1,4 @@
-"""How an attempt can end in a prefork worker, and the events that each way gives."""
+"""How an attempt can end in a worker, and the events that each way gives."""
 
 from __future__ import annotations
 
@@ -91,6 +91,18 @@ OUTCOMES = {
 }
 
 
+# Prefork knows every way to end; in the other pools, these come about differently.
+CASES = [
+    *(("prefork", name) for name in OUTCOMES),
+    *((pool, "exit") for pool in ("threads", "solo", "gevent", "eventlet")),
+    *((pool, "on_failure raises") for pool in ("threads", "solo", "gevent", "eventlet")),
+    *((pool, "reject") for pool in ("threads", "gevent")),
+    ("gevent", "hard time limit"),
+]
+if celery.VERSION >= (5, 7):  # older ones can't stop a greenlet
+    CASES += [(pool, "revoked") for pool in ("gevent", "eventlet")]
+
+
 @dataclass(frozen=True)
 class Ended:
     worker: RunningWorker
@@ -98,14 +110,16 @@ class Ended:
     events: list[EventReport]
 
 
-@pytest.fixture(scope="module", params=OUTCOMES)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def ended(
     request: pytest.FixtureRequest,
     broker_config: Callable[[str], dict[str, Any]],
 ) -> Iterator[Ended]:
     """Run one job to its end on a worker of its own, and stop that: nothing can come late."""
-    outcome = OUTCOMES[request.param]
-    with running_worker(broker_config("redis"), concurrency=1) as worker:
+    pool, name = request.param
+    outcome = OUTCOMES[name]
+    concurrency = 1 if pool == "prefork" else 2  # eventlet hears a revoke in a greenlet of the pool
+    with running_worker(broker_config("redis"), pool=pool, concurrency=concurrency) as worker:
         job = worker.send(outcome.task, *outcome.arguments, **outcome.options)
         if outcome.after_start:
             (started,) = worker.listener.wait_for(1, EventReport, consumer="trail")
