@@ -41,6 +41,9 @@ class ConsumerThread:
         self._hands = frozenset({self.name})
         self._failures = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TRACEBACKS)
         self._stop_requested = threading.Event()
+        # Not the thread's own is_alive(): a join that Ctrl-C interrupts makes
+        # Python take a living thread for a dead one (bpo-45274).
+        self._ended = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"broadcast:{self.name}", daemon=True
         )
@@ -58,11 +61,22 @@ class ConsumerThread:
         self.mailbox.close()
         self._stop_requested.set()
 
-    def join(self, timeout_seconds: float) -> bool:
-        """Wait for the end of the thread; return whether it has ended, or never started."""
+    def finish(self, deadline: float) -> None:
+        """Wait for the end of the thread, after `stop`.
+
+        A consumer for which there was no thread is run here and now.
+
+        Args:
+            deadline: when to go on all the same, by the monotonic clock.
+        """
         if self._thread.ident is not None:
-            self._thread.join(timeout_seconds)
-        return not self._thread.is_alive()
+            self._ended.wait(max(0.0, deadline - time.monotonic()))
+        elif self.mailbox.stats().pending:
+            self._live(deadline)
+
+    def has_ended(self) -> bool:
+        """Tell whether the consumer is done with everything."""
+        return self._ended.is_set() or not self.mailbox.stats().pending
 
     def step(self, wait_seconds: float | None = None) -> bool:
         """Take one event and handle it; this is all the thread does, again and again.
@@ -131,10 +145,12 @@ class ConsumerThread:
         if self._failures.due_in(now) == 0.0:
             count, _ = self._failures.say(now)
             more = f" ({count - 1} more since the last such line)" if count > 1 else ""
+            goes_on = ", the consumer goes on" if isinstance(error, Exception) else ""
             logger.error(
-                "consumer %r raised on %s; this event is lost, the consumer goes on%s",
+                "consumer %r raised on %s; this event is lost%s%s",
                 self.name,
                 delivery.event,
+                goes_on,
                 more,
                 exc_info=error,
             )
@@ -148,17 +164,23 @@ class ConsumerThread:
                 self._give_up(crash)
                 break
             logger.error(
-                "consumer %r crashed: %r. It starts again in %.1f s; its events wait meanwhile",
+                "consumer %r crashed (%s). It starts again in %.1f s; its events wait meanwhile",
                 self.name,
-                crash,
+                type(crash).__name__,
                 pause,
             )
             notices.send(notices.consumer_restarted, self.name, error=crash, pause=pause)
+            del crash  # and with it all that its traceback keeps alive
             self._stop_requested.wait(pause)
         notices.send(notices.consumer_stopped, self.name)
+        self._ended.set()
 
-    def _live(self) -> BaseException | None:
-        """Live one life of the consumer; return what ended it, None if it was the stop."""
+    def _live(self, deadline: float | None = None) -> BaseException | None:
+        """Live one life of the consumer; return what ended it, None if it was the stop.
+
+        Args:
+            deadline: when to end it all the same, by the monotonic clock.
+        """
         try:
             self.set_up()
         except BaseException as error:  # theirs must not end the thread
@@ -166,7 +188,7 @@ class ConsumerThread:
             notices.send(notices.consumer_failed, self.name, event=None, error=error)
             return error
         try:
-            while self.step():
+            while (deadline is None or time.monotonic() < deadline) and self.step():
                 pass
         except BaseException as error:  # noqa: BLE001  # counted and logged in the step
             return error
@@ -175,14 +197,13 @@ class ConsumerThread:
         return None
 
     def _give_up(self, crash: BaseException) -> None:
+        """Drop what waits; the producer notices it as it does every loss."""
         lost = self.mailbox.abandon(GAVE_UP)
         logger.critical(
-            "consumer %r gave up, it crashed too often: %r. %d events that waited are dropped, "
+            "consumer %r gave up, it crashed too often (%s). %d events that waited are dropped, "
             "and so is what comes until this process restarts",
             self.name,
-            crash,
+            type(crash).__name__,
             lost,
         )
         notices.send(notices.consumer_gave_up, self.name, error=crash)
-        if lost:
-            notices.send(notices.events_dropped, self.name, count=lost, reason=GAVE_UP)

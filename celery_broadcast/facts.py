@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numbers
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -54,12 +55,12 @@ class Facts:
             pid: the process that runs it.
             started_at: when it started, in seconds since 1970, UTC; None if it never did.
         """
-        delivery = getattr(request, "delivery_info", None) or {}
-        exchange, routing_key = delivery.get("exchange"), delivery.get("routing_key")
-        headers = getattr(request, "headers", None)
+        delivery = _mapping(getattr(request, "delivery_info", None))
+        exchange, routing_key = _text(delivery.get("exchange")), _text(delivery.get("routing_key"))
+        headers = _mapping(getattr(request, "headers", None))
         return {
             "task_id": "" if task_id is None else str(task_id),
-            "task_name": getattr(task, "name", None) or "",
+            "task_name": _text(getattr(task, "name", None)) or "",
             "args": args if self._payload else None,
             "kwargs": kwargs if self._payload else None,
             "queue": self._queue(task.app, exchange, routing_key),
@@ -136,6 +137,15 @@ class Facts:
                 None,
             )
         return self._queues[key]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return what a foreign client may have sent as something else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def traceback_text(einfo: Any) -> str:

@@ -53,7 +53,7 @@ class Losses:
         _, seconds = self._throttle.say(now)
         for reason, count in (Counter(dropped) - self._said).items():
             logger.warning(
-                "consumer %r lost %d events in the last %.0f s (%s). %s. "
+                "consumer %r lost %d events within %.0f s (%s). %s. "
                 "Jobs and other consumers are not affected",
                 self._consumer,
                 count,

@@ -108,6 +108,7 @@ class Mailbox(Generic[T]):
             False if this lost an event, this one or the oldest. The loss is
             counted.
         """
+        dropped = None  # outlives the lock: what its finalizers do is their own affair
         with self._changed:
             self._counts.numbers[_OFFERED] += 1
             if self._closed_because is not None:
@@ -118,10 +119,11 @@ class Mailbox(Generic[T]):
                 self._count_drops(1, MAILBOX_FULL)
                 if not self._drop_oldest:
                     return False
-                self._waiting.popleft()
+                dropped = self._waiting.popleft()
             self._waiting.append(item)
             self._changed.notify()
-            return room
+        del dropped
+        return room
 
     def refuse(self, count: int, reason: str) -> None:
         """Count events that were meant for this mailbox and were dropped on the way."""
@@ -179,13 +181,13 @@ class Mailbox(Generic[T]):
             How many events were dropped.
         """
         with self._changed:
-            left = len(self._waiting) + self._in_hand
+            dropped, self._waiting = self._waiting, deque()  # as in `put`
+            left = len(dropped) + self._in_hand
             self._count_drops(left, reason)
-            self._waiting.clear()
             self._in_hand = 0
             self._closed_because = reason
             self._changed.notify_all()
-            return left
+        return left
 
     def stats(self) -> ConsumerStats:
         """Return the numbers of this moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -22,6 +23,7 @@ from celery_broadcast.losses import Losses
 from celery_broadcast.mailbox import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, Mailbox
 from celery_broadcast.settings import Settings
 from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
+from celery_broadcast.throttle import Throttle
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ INBOX_SIZE = 100_000
 # How long a drain waits for the producer's thread, however short its own
 # deadline: only a receiver of a notice that doesn't return can hold it up.
 _GRACE_SECONDS = 1.0
+
+_SECONDS_BETWEEN_TROUBLES = 60.0
 
 
 class Drained(msgspec.Struct, frozen=True):
@@ -48,7 +52,11 @@ class Drained(msgspec.Struct, frozen=True):
 
 
 class _DrainRequest:
-    """Goes through the inbox, behind every event that was there before it."""
+    """Goes through the inbox, behind every event that was there before it.
+
+    Attributes:
+        reached: set once those events are in the mailboxes, and the mailboxes closed.
+    """
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -90,6 +98,8 @@ class Producer:
         self._refusing = threading.Lock()
         self._counts: dict[str, Counts] = {}
         self._losses: dict[str, Losses] = {}
+        self._stopping: dict[str, ConsumerThread] = {}
+        self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
         self._forget_consumers()
 
     def _forget_consumers(self) -> None:
@@ -127,21 +137,27 @@ class Producer:
             raise BroadcastError(msg)
         if timeout_seconds is None:
             timeout_seconds = self._settings.drain_timeout
+        deadline = time.monotonic() + timeout_seconds
+        if self._thread is None and not self._inbox.empty():
+            self._start()  # there was no thread to be had, or it crashed
         if not self._draining.acquire(timeout=timeout_seconds):
             return Drained()  # another thread is at it, and says what is left
         try:
             if last:
                 self._closed = True
-            return self._drain(timeout_seconds)
+            return self._drain(deadline)
         finally:
             self._draining.release()
+            self._stopping = {}
+            if self._thread is None and not self._inbox.empty():  # published while this waited
+                self._start()
 
     def stats(self) -> dict[str, ConsumerStats]:
         """Return the numbers of every consumer of this process, by its name."""
         nothing = Counts().stats(pending=0)
         stats = {subscription.name: nothing for subscription in self._registry.subscriptions}
         for name, counts in list(self._counts.items()):
-            consumer = self._consumers.get(name)
+            consumer = self._consumers.get(name) or self._stopping.get(name)
             stats[name] = consumer.mailbox.stats() if consumer else counts.stats(pending=0)
         return stats
 
@@ -151,17 +167,30 @@ class Producer:
             return  # another job's thread is at it
         try:
             if self._closed:
-                logger.warning(
-                    "broadcast has stopped; %d late events are lost", self._empty_inbox()
-                )
-            elif self._thread is None:
-                thread = threading.Thread(target=self._serve, name="broadcast", daemon=True)
-                thread.start()
+                self._say_trouble("broadcast has stopped; %d late events are lost", last=True)
+            elif self._thread is None and not self._draining.locked():
+                # Known before it starts: whatever strikes this thread while it
+                # starts the other, there is never a second one.
+                thread = threading.Thread(target=self._run, name="broadcast", daemon=True)
                 self._thread = thread
-        except RuntimeError:  # the system gives no further thread; the next event tries again
-            logger.exception("broadcast has no thread; %d events wait", self._inbox.qsize())
+                try:
+                    thread.start()
+                finally:
+                    if thread.ident is None:
+                        self._thread = None
+        except (RuntimeError, KeyError):  # no thread to be had; the next event tries again
+            self._say_trouble("broadcast has no thread; %d events wait")
         finally:
             self._starting.release()
+
+    def _say_trouble(self, message: str, *, last: bool = False) -> None:
+        """Log it, not once an event."""
+        now = time.monotonic()
+        events = self._empty_inbox() if last else self._inbox.qsize()
+        self._trouble.add(1, now)
+        if self._trouble.due_in(now) == 0.0:
+            self._trouble.say(now)
+            logger.error(message, events, exc_info=not last)
 
     def _refuse(self, event: JobEvent) -> bool:
         """Count an event that finds the inbox full; False if that can't be done just now.
@@ -179,23 +208,53 @@ class Producer:
 
     # On the producer's own thread.
 
+    def _run(self) -> None:
+        """Serve until a drain is requested; after a crash, the next event starts anew."""
+        thread = threading.current_thread()
+        if self._thread is not thread:
+            return  # what started it was struck down, and another is at work
+        try:
+            self._serve()
+        except BaseException:
+            logger.critical("broadcast's thread crashed; the next event starts it", exc_info=True)
+        finally:
+            self._thread = None
+        if not self._inbox.empty():  # published after the drain was requested
+            self._start()
+
     def _serve(self) -> None:
         """Move events from the inbox to the mailboxes, until a drain is requested."""
         self._take_up_subscriptions()
-        names = list(self._consumers)
-        listed = ", ".join(names)
-        logger.info("broadcast is on: %d consumers (%s) in pid %d", len(names), listed, os.getpid())
-        notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
+        self._say_started()
         while not isinstance(item := self._next_item(), _DrainRequest):
-            if self._registry.subscriptions is not self._known:
-                self._take_up_subscriptions()
-            if self._refused:
-                self._count_refused()
-            self._note_losses(self._dispatcher.dispatch(item))
+            try:
+                if self._registry.subscriptions is not self._known:
+                    self._take_up_subscriptions()
+                if self._refused:
+                    self._count_refused()
+                self._note_losses(self._dispatcher.dispatch(item))
+            except Exception:
+                logger.exception("broadcast can't deliver %s; it is lost", item.event)
+            del item  # or the last event of the process, and its result, would live on
         self._count_refused()
-        for consumer in self._consumers.values():
+        self._stopping = self._consumers
+        self._forget_consumers()
+        for consumer in self._stopping.values():
             consumer.stop()
         item.reached.set()
+
+    def _say_started(self) -> None:
+        names = list(self._consumers)
+        if names:
+            count = "1 consumer" if len(names) == 1 else f"{len(names)} consumers"
+            logger.info("broadcast is on: %s (%s) in pid %d", count, ", ".join(names), os.getpid())
+        else:
+            logger.warning(
+                "broadcast is on in pid %d, but there is no consumer. Name the module that "
+                "declares them among the imports of the app's configuration",
+                os.getpid(),
+            )
+        notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
 
     def _next_item(self) -> Delivery | _DrainRequest:
         """Wait for the next item; say what consumers lost whenever it is time for that."""
@@ -221,8 +280,9 @@ class Producer:
             try:
                 consumer.start()
             except RuntimeError:  # the system gives no further thread
-                logger.exception("consumer %r has no thread; its events are dropped", consumer.name)
-                consumer.stop()
+                logger.exception(
+                    "consumer %r has no thread; its events wait for the drain", consumer.name
+                )
             self._losses.setdefault(consumer.name, Losses(consumer.name))
             self._consumers[consumer.name] = consumer
             self._dispatcher.add(subscription, consumer.mailbox)
@@ -258,46 +318,59 @@ class Producer:
     def _say_losses(self, now: float) -> None:
         for name, losses in self._losses.items():
             if losses.due_in(now) == 0.0:
-                losses.say(self._consumers[name].mailbox.stats().dropped, now)
+                losses.say(self._counts[name].stats(pending=0).dropped, now)
         self._plan_loss_line(now)
 
     # On the thread that drains.
 
-    def _drain(self, timeout_seconds: float) -> Drained:
+    def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()
-        if self._thread is None and not self._inbox.empty():
-            self._start()
         if self._thread is None:
-            return Drained(left=self._empty_inbox())
+            return Drained(left=self._empty_inbox())  # started by nobody, for want of a thread
         handled_before = self._handled()
+        left: Counter[str] = Counter()
         request = _DrainRequest()
         self._inbox.put(request)
-        reached = request.reached.wait(max(timeout_seconds, _GRACE_SECONDS))
-
-        left: Counter[str] = Counter()
-        for name, consumer in self._consumers.items():
-            if not consumer.join(max(0.0, started + timeout_seconds - time.monotonic())):
-                left[name] = consumer.mailbox.abandon(DRAIN_TIMEOUT)
+        grace = started + _GRACE_SECONDS
+        if not request.reached.wait(max(deadline, grace) - time.monotonic()):
+            left += self._drop_inbox(request)
+        consumers = {**self._consumers, **self._stopping}
+        try:
+            for consumer in consumers.values():
+                consumer.finish(deadline)
+        finally:  # Ctrl-C too
+            for name, consumer in consumers.items():
+                if not consumer.has_ended():
+                    left[name] += consumer.mailbox.abandon(DRAIN_TIMEOUT)
         drained = Drained(handled=self._handled() - handled_before, left=left.total())
         self._say_drained(drained, left, time.monotonic() - started)
-        if not reached:  # a receiver of a notice has not returned: nobody moves the events on
-            logger.error("broadcast can't stop its thread; %d events are lost", self._empty_inbox())
-            return drained
-        self._forget_consumers()
-        self._thread = None
-        if not self._inbox.empty():  # published while this waited
-            self._start()
         return drained
+
+    def _drop_inbox(self, request: _DrainRequest) -> Counter[str]:
+        """Count what nobody moves on: a receiver of a notice has not returned.
+
+        Returns:
+            How many events each consumer lost.
+        """
+        left: Counter[str] = Counter()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._inbox.get_nowait()
+                if isinstance(item, Delivery):
+                    left.update(self._dispatcher.refuse(kind_of(item.event), 1, DRAIN_TIMEOUT))
+        self._inbox.put(request)  # for the thread, when it goes on
+        logger.error("broadcast can't stop its thread: some receiver of a notice doesn't return")
+        return left
 
     def _say_drained(self, drained: Drained, left: Counter[str], seconds: float) -> None:
         now = time.monotonic()
         for name, losses in self._losses.items():
-            losses.say(self._consumers[name].mailbox.stats().dropped, now)
+            losses.say(self._counts[name].stats(pending=0).dropped, now)
         if drained.left:
             shares = ", ".join(f"{name}: {count}" for name, count in left.items() if count)
             logger.warning(
                 "broadcast stopped after %.1f s with %d events unhandled (%s). "
-                "Raise CELERY_BROADCAST_DRAIN_TIMEOUT to keep them",
+                "Raise broadcast_drain_timeout to keep them",
                 seconds,
                 drained.left,
                 shares,

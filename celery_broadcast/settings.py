@@ -193,15 +193,19 @@ def load(
 
 
 def _name_within(key: object, namespace: str | None) -> str | None:
-    """Return the name in a key of the configuration, "enabled" say; None if it isn't ours."""
-    if not isinstance(key, str):
+    """Return the name in a key of the configuration, "enabled" say; None if it isn't ours.
+
+    Ours are `broadcast_*`, `CELERY_BROADCAST_*` and the namespace's own. Others
+    have a right to `BROADCAST_URL`, and a module to `Broadcast` of kombu.
+    """
+    if not isinstance(key, str) or not (key.islower() or key.isupper()):
         return None
-    prefixes = {"celery_", f"{(namespace or 'celery').lower().rstrip('_')}_"}
-    if not (namespace and key.isupper()):  # there BROADCAST_URL is another's, Django's say
-        prefixes.add("")
+    prefixes = ["celery_", f"{(namespace or 'celery').lower().rstrip('_')}_"]
+    if key.islower():
+        prefixes.append("")
     for prefix in prefixes:
         before, found, name = key.lower().partition(f"{prefix}broadcast")
-        if not before and found and (not name or name.startswith("_")):
+        if found and not before and (name.startswith("_") or (prefix and not name)):
             return name[1:]
     return None
 

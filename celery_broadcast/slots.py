@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import threading
 from collections.abc import Mapping
 from operator import itemgetter
@@ -30,10 +29,12 @@ _NOTED = (
 _LEAST = ("task_id", "pid", "started_at")
 _noted_of = itemgetter(*_NOTED)
 
-# A slot: the pid of the process, the length of the note, and the note.
-_HEAD = struct.Struct("=iI")
+# A slot: the pid of the process, the length of the note, and the note. The
+# first two are written each in one store, so that nobody reads half of one.
 _SLOT_BYTES = 1_024
-_NOTE_BYTES = _SLOT_BYTES - _HEAD.size
+_NUMBERS_PER_SLOT = _SLOT_BYTES // 4
+_HEAD_BYTES = 2 * 4
+_NOTE_BYTES = _SLOT_BYTES - _HEAD_BYTES
 
 _FREE = 0
 _RESERVED = -1
@@ -60,7 +61,8 @@ class Slots:
     """
 
     def __init__(self, count: int = SLOTS) -> None:
-        self._memory = mmap.mmap(-1, count * _SLOT_BYTES)
+        self._memory = memoryview(mmap.mmap(-1, count * _SLOT_BYTES))
+        self._numbers = self._memory.cast("i")
         self._count = count
         self._used = 0  # no slot from this one on was ever reserved
         self._owner = os.getpid()
@@ -76,18 +78,18 @@ class Slots:
         if os.getpid() != self._owner:
             return  # a pool process that forks: its child is none of the pool's
         with self._reserving:
-            for slot in range(self._count):
-                if self._is_free(slot):
-                    self._write(slot, _RESERVED)
-                    self._used = max(self._used, slot + 1)
-                    self._reserved.slot = slot
-                    return
+            slot = self._free_slot()
+            if slot is not None:
+                self._set_length(slot, 0)
+                self._set_pid(slot, _RESERVED)
+                self._used = max(self._used, slot + 1)
+            self._reserved.slot = slot
 
     def forget(self) -> None:
         """Take the slot that the parent has reserved; called in the child."""
         self._mine = getattr(self._reserved, "slot", None)
         if self._mine is not None:
-            self._write(self._mine, os.getpid())
+            self._set_pid(self._mine, os.getpid())
 
     def start(self, facts: Mapping[str, Any], started_monotonic: float) -> None:
         """Note the attempt that starts; called in a pool process. Without a slot: nothing.
@@ -97,53 +99,73 @@ class Slots:
             started_monotonic: the present, in seconds of the monotonic clock.
         """
         if self._mine is not None:
-            self._write(self._mine, os.getpid(), _encode(facts, started_monotonic))
+            note = _encode(facts, started_monotonic)
+            start = self._mine * _SLOT_BYTES + _HEAD_BYTES
+            self._memory[start : start + len(note)] = note
+            self._set_length(self._mine, len(note))
 
     def end(self) -> None:
         """Note that the attempt has ended; called in a pool process."""
         if self._mine is not None:
-            self._write(self._mine, os.getpid())
+            self._set_length(self._mine, 0)
 
     def is_running(self, task_id: str) -> bool:
-        """Tell whether a process has noted this task, and not its end; called in the parent."""
-        return self._find(task_id) is not None
+        """Tell whether a living process has noted this task; called in the parent."""
+        return any(_is_alive(self._pid(slot)) for slot, _ in self._notes_of(task_id))
 
     def take(self, task_id: str) -> Running | None:
         """Return, once, what a process was running of this task; None if none was.
 
-        Called in the parent, which has the news that the attempt is over.
+        Called in the parent, which has the news that the attempt is over. Of
+        several attempts it is the last that started: nobody ever told of those
+        before it.
         """
-        found = self._find(task_id)
-        if found is None:
+        notes = sorted(self._notes_of(task_id), key=lambda note: note[1].started_monotonic)
+        if not notes:
             return None
-        slot, running = found
-        self._write(slot, self._read(slot)[0])
-        return running
+        for slot, _ in notes:
+            self._set_length(slot, 0)
+        return notes[-1][1]
 
-    def _find(self, task_id: str) -> tuple[int, Running] | None:
+    def _notes_of(self, task_id: str) -> list[tuple[int, Running]]:
+        notes = []
         for slot in range(self._used):
-            pid, note = self._read(slot)
-            if pid > 0 and note:
-                running = _decode(note)
-                if running is not None and running.facts["task_id"] == task_id:
-                    return slot, running
-        return None
+            running = self._note(slot)
+            if running is not None and running.facts.get("task_id") == task_id:
+                notes.append((slot, running))
+        return notes
 
-    def _is_free(self, slot: int) -> bool:
-        pid, note = self._read(slot)
-        return pid == _FREE or (pid > 0 and not note and not _is_alive(pid))
+    def _free_slot(self) -> int | None:
+        """Return a slot that nobody uses, else that of the attempt that died longest ago."""
+        for slot in range(self._count):
+            pid = self._pid(slot)
+            if pid == _FREE or (pid > 0 and not self._length(slot) and not _is_alive(pid)):
+                return slot
+        dead = [
+            (running.started_monotonic if running else 0.0, slot)
+            for slot, running in ((slot, self._note(slot)) for slot in range(self._count))
+            if self._pid(slot) != _RESERVED and not _is_alive(self._pid(slot))
+        ]
+        return min(dead)[1] if dead else None
 
-    def _read(self, slot: int) -> tuple[int, bytes]:
-        start = slot * _SLOT_BYTES
-        pid, length = _HEAD.unpack_from(self._memory, start)
-        note = start + _HEAD.size
-        return pid, self._memory[note : note + min(length, _NOTE_BYTES)]
+    def _note(self, slot: int) -> Running | None:
+        length = self._length(slot)
+        if not 0 < length <= _NOTE_BYTES:
+            return None
+        start = slot * _SLOT_BYTES + _HEAD_BYTES
+        return _decode(bytes(self._memory[start : start + length]))
 
-    def _write(self, slot: int, pid: int, note: bytes = b"") -> None:
-        start = slot * _SLOT_BYTES
-        if note:  # before the head, which says that it is there
-            self._memory[start + _HEAD.size : start + _HEAD.size + len(note)] = note
-        _HEAD.pack_into(self._memory, start, pid, len(note))
+    def _pid(self, slot: int) -> int:
+        return self._numbers[slot * _NUMBERS_PER_SLOT]
+
+    def _set_pid(self, slot: int, pid: int) -> None:
+        self._numbers[slot * _NUMBERS_PER_SLOT] = pid
+
+    def _length(self, slot: int) -> int:
+        return self._numbers[slot * _NUMBERS_PER_SLOT + 1]
+
+    def _set_length(self, slot: int, length: int) -> None:
+        self._numbers[slot * _NUMBERS_PER_SLOT + 1] = length
 
 
 def _encode(facts: Mapping[str, Any], started_monotonic: float) -> bytes:
@@ -178,6 +200,8 @@ def _decode(note: bytes) -> Running | None:
 
 
 def _is_alive(pid: int) -> bool:
+    if pid <= 0:  # to kill(2) that means a group of processes
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     },
     "producer": {
         *("consumer_thread", "dispatcher", "errors", "events", "fork", "losses", "mailbox"),
-        *("notices", "settings", "subscription"),
+        *("notices", "settings", "subscription", "throttle"),
     },
     "attempts": {"fork", "slots"},
     "slots": {"fork"},

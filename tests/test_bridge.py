@@ -226,7 +226,7 @@ def test_an_eager_job_whose_error_is_thrown_has_failed(
 def test_an_eager_job_that_throws_what_a_greenlet_might_has_failed(
     broadcasting_app: Celery, recorder: Recorder
 ) -> None:
-    class Timeout(BaseException):  # noqa: N818  # as gevent's
+    class Timeout(BaseException):  # as gevent's
         pass
 
     @broadcasting_app.task

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import pytest
@@ -28,10 +29,15 @@ def consumer_thread(
     return ConsumerThread(subscribe(consumer, "store", selector=selector), mailbox)
 
 
+def ends(thread: ConsumerThread) -> bool:
+    thread.finish(deadline=time.monotonic() + 10.0)
+    return thread.has_ended()
+
+
 def run_to_the_end(thread: ConsumerThread) -> None:
     thread.start()
     thread.stop()
-    assert thread.join(10.0)
+    assert ends(thread)
 
 
 def test_a_step_handles_one_event_and_counts_it() -> None:
@@ -187,7 +193,7 @@ def test_a_consumer_that_crashes_too_often_is_given_up_and_its_events_are_counte
     )
     with notices.consumer_gave_up.connected_to(hear):
         thread.start()
-        assert thread.join(10.0)
+        assert ends(thread)
 
     assert gave_up == ["store: never"]
     assert not mailbox.put(Delivery(make_event(JobFinished), NOBODY))
@@ -218,7 +224,7 @@ def test_a_stop_wakes_a_pause_at_once() -> None:
         thread.start()
         wait_until(lambda: bool(pausing))
         thread.stop()
-        assert thread.join(10.0)
+        assert ends(thread)
 
 
 def test_a_teardown_that_raises_is_logged_and_hurts_nothing(

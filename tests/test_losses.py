@@ -42,7 +42,7 @@ def test_a_loss_is_said_in_one_line_with_its_number_its_reason_and_a_remedy(
     assert record.levelno == logging.WARNING
     assert record.name == "celery_broadcast.losses"
     assert record.getMessage() == (
-        "consumer 'store' lost 812 events in the last 60 s (mailbox-full). "
+        "consumer 'store' lost 812 events within 60 s (mailbox-full). "
         "It is behind: raise its mailbox_size or make it faster. "
         "Jobs and other consumers are not affected"
     )
@@ -63,7 +63,7 @@ def test_each_reason_has_a_remedy(
 ) -> None:
     Losses("store").say({reason: 2}, now=100.0)
 
-    assert f" 2 events in the last 0 s ({reason}). {remedy}. Jobs" in caplog.records[0].getMessage()
+    assert f" 2 events within 0 s ({reason}). {remedy}. Jobs" in caplog.records[0].getMessage()
 
 
 def test_each_reason_is_in_the_test_above() -> None:

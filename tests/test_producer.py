@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -129,7 +131,7 @@ def test_a_stuck_consumer_holds_the_drain_only_until_the_deadline_and_is_counted
     assert len(live.events) == 5
     assert producer.stats()["stuck"].dropped == {DRAIN_TIMEOUT: 5}
     assert conserved(producer.stats()["stuck"])
-    assert "with 5 events unhandled (stuck: 5). Raise CELERY_BROADCAST_DRAIN_TIMEOUT" in caplog.text
+    assert "with 5 events unhandled (stuck: 5). Raise broadcast_drain_timeout" in caplog.text
 
 
 def test_a_drain_inside_a_consumer_is_refused(make_producer: MakeProducer) -> None:
@@ -188,7 +190,7 @@ def test_losses_are_summed_up_in_one_line_and_one_notice(
 
     assert told == [("store", 99, MAILBOX_FULL)]
     (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.getMessage().startswith("consumer 'store' lost 99 events in the last 0 s")
+    assert line.getMessage().startswith("consumer 'store' lost 99 events within 0 s")
 
 
 def test_losses_are_said_while_events_go_on_and_without_a_further_one(
@@ -286,13 +288,15 @@ def test_a_signal_handler_can_publish_while_it_interrupts_a_publication(
 def test_a_late_event_in_a_process_that_has_ended_its_broadcast_is_said_to_be_lost(
     make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    producer = make_producer(subscribe(Recorder(), "store"))
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
     producer.notify(make_event(JobFinished))
     producer.drain(last=True)
 
     producer.notify(make_event(JobFinished))
 
     assert "1 late events are lost" in caplog.text
+    assert len(recorder.events) == 1
     assert broadcast_threads() == []
 
 
@@ -316,11 +320,11 @@ def test_a_system_without_threads_left_loses_nothing_when_it_has_some_again(
     assert "broadcast has no thread; 1 events wait" in caplog.text
 
 
-def test_a_consumer_without_a_thread_is_counted_and_the_others_go_on(
+def test_a_consumer_without_a_thread_gets_its_events_at_the_drain(
     make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = Recorder()
-    producer = make_producer(subscribe(Recorder(), "poor"), subscribe(live, "live"))
+    live, poor = Recorder(), Recorder()
+    producer = make_producer(subscribe(poor, "poor"), subscribe(live, "live"))
     start = threading.Thread.start
 
     def one_too_few(thread: threading.Thread) -> None:
@@ -333,8 +337,157 @@ def test_a_consumer_without_a_thread_is_counted_and_the_others_go_on(
     producer.notify(make_event(JobFinished))
     producer.drain()
 
-    assert len(live.events) == 1
-    assert producer.stats()["poor"].dropped_total == 1
+    assert len(live.events) == len(poor.events) == 1
+    assert poor.lives == ["setup", "teardown"]
+    assert producer.stats()["poor"].handled == 1
+
+
+def test_what_can_not_be_delivered_is_said_and_the_next_event_is(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+
+    producer.notify(make_event(JobFinished, queue=["no queue has such a name"]))
+    producer.notify(make_event(JobFinished, task_id="next"))
+    producer.drain()
+
+    assert recorder.task_ids == ["next"]
+    assert "broadcast can't deliver JobFinished shop.charge[id-1]; it is lost" in caplog.text
+
+
+def test_after_a_crash_of_its_thread_the_next_event_starts_it(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+
+    def crash(_: object, **__: object) -> None:
+        raise SystemExit(3)
+
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(producer, "_say_started", crash.__get__(producer))
+        producer.notify(make_event(JobFinished, task_id="1"))
+        wait_until(lambda: "broadcast's thread crashed" in caplog.text)
+    producer.notify(make_event(JobFinished, task_id="2"))
+    producer.drain()
+
+    assert recorder.task_ids == ["1", "2"]
+
+
+def test_a_drain_that_is_interrupted_leaves_a_broadcast_that_works(
+    make_producer: MakeProducer,
+) -> None:
+    recorder, stuck = Recorder(), StuckConsumer()
+    producer = make_producer(subscribe(recorder, "store"), subscribe(stuck, "stuck"))
+    producer.notify(make_event(JobFinished, task_id="1"))
+    stuck.stuck.wait(10)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            producer.drain(timeout_seconds=60.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    stuck.freed.set()
+    producer.notify(make_event(JobFinished, task_id="2"))
+    producer.drain()
+
+    assert recorder.task_ids == ["1", "2"]
+    assert all(conserved(stats) for stats in producer.stats().values())
+    assert producer.stats()["stuck"].dropped == {DRAIN_TIMEOUT: 1}
+
+
+def test_what_strikes_while_the_thread_starts_makes_no_second_one(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    start = threading.Thread.start
+
+    def struck_down(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "broadcast":
+            raise TimeoutError
+
+    with monkeypatch.context() as soft_time_limit:
+        soft_time_limit.setattr(threading.Thread, "start", struck_down)
+        with pytest.raises(TimeoutError):
+            producer.notify(make_event(JobFinished, task_id="1"))
+    producer.notify(make_event(JobFinished, task_id="2"))
+    recorder.wait_for(2)
+
+    assert broadcast_threads().count("broadcast") == 1
+    assert recorder.task_ids == ["1", "2"]
+
+
+def test_a_drain_counts_what_a_receiver_of_a_notice_holds_up(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    held, free = threading.Event(), threading.Event()
+
+    def hold_the_producer(_: object, **__: object) -> None:
+        held.set()
+        free.wait(60.0)
+
+    producer = make_producer(subscribe(recorder, "store"))
+    with notices.broadcast_started.connected_to(hold_the_producer):
+        for event in numbered(5):
+            producer.notify(event)
+        held.wait(10)
+        drained = producer.drain(timeout_seconds=0.1)
+    free.set()
+
+    assert drained.left == 5
+    assert producer.stats()["store"].dropped == {DRAIN_TIMEOUT: 5}
+    producer.notify(make_event(JobFinished, task_id="late"))
+    assert recorder.wait_for(1)[0].task_id == "late"
+
+
+def test_a_consumer_that_gives_up_has_its_losses_noticed_once(make_producer: MakeProducer) -> None:
+    told: list[int] = []
+
+    def hear(_: str, *, count: int, reason: str) -> None:
+        told.append(count)
+
+    producer = make_producer(subscribe(BrokenConsumer(SystemExit(3)), "store"))
+    with notices.events_dropped.connected_to(hear):
+        for event in numbered(9):
+            producer.notify(event)
+        producer.drain()
+
+    assert sum(told) == producer.stats()["store"].dropped_total > 0
+
+
+def test_a_broadcast_without_a_consumer_says_so(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = make_producer()
+
+    producer.notify(make_event(JobFinished))
+    producer.drain()
+
+    assert "but there is no consumer. Name the module that declares them" in caplog.text
+
+
+def test_the_last_event_of_a_process_is_not_kept_alive(make_producer: MakeProducer) -> None:
+    class Result:
+        pass
+
+    handled: list[int] = []
+    producer = make_producer(subscribe(lambda _: handled.append(1), "store"))
+    result = Result()
+    kept = weakref.ref(result)
+    producer.notify(make_event(JobFinished, result=result))
+    del result
+
+    wait_until(lambda: bool(handled))
+    wait_until(lambda: gc.collect() >= 0 and kept() is None)
 
 
 def test_the_log_says_that_the_broadcast_is_on_and_that_it_drained(

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -91,6 +92,36 @@ def test_the_slot_of_a_dead_child_serves_the_next_one() -> None:
         assert slots.take(f"id-{number}") is not None
 
 
+def test_of_two_attempts_of_a_job_the_last_is_told_of_and_the_other_forgotten() -> None:
+    slots = Slots(count=4)
+    child_that_dies(lambda: slots.start(facts("id-1"), started_monotonic=5.0))
+    second = child_that_dies(lambda: slots.start(facts("id-1"), started_monotonic=6.0))
+
+    running = slots.take("id-1")
+
+    assert running is not None
+    assert running.facts["pid"] == second
+    assert slots.take("id-1") is None
+
+
+def test_where_all_slots_hold_attempts_that_died_the_oldest_gives_way() -> None:
+    slots = Slots(count=2)
+    for number in range(3):
+        child_that_dies(partial(slots.start, facts(f"id-{number}"), 5.0 + number))
+
+    assert slots.take("id-0") is None
+    assert slots.take("id-1") is not None
+    assert slots.take("id-2") is not None
+
+
+def test_only_a_living_process_is_running_something() -> None:
+    slots = Slots(count=2)
+
+    dies_running(slots, "id-1")
+
+    assert not slots.is_running("id-1")
+
+
 def test_a_slot_whose_attempt_nobody_has_asked_for_is_kept() -> None:
     slots = Slots(count=2)
 
@@ -103,12 +134,12 @@ def test_a_slot_whose_attempt_nobody_has_asked_for_is_kept() -> None:
 
 def test_a_child_too_many_has_no_slot_and_goes_on() -> None:
     slots = Slots(count=1)
-    dies_running(slots, "id-1")
+    slots.before_fork()  # for a child that lives
 
-    dies_running(slots, "id-2")
+    pid = dies_running(slots, "id-2")
 
+    assert pid > 0
     assert slots.take("id-2") is None
-    assert slots.take("id-1") is not None
 
 
 def test_a_grandchild_has_no_slot() -> None:
@@ -204,6 +235,7 @@ def test_a_slot_that_holds_rubbish_is_not_believed_and_hurts_nothing(rubbish: by
 @given(st.binary(min_size=1, max_size=64))
 def test_a_note_that_is_rubbish_is_not_believed(rubbish: bytes) -> None:
     slots = as_in_a_child()
-    slots._write(1, os.getpid(), rubbish)
+    slots._memory[1_032 : 1_032 + len(rubbish)] = rubbish
+    slots._set_length(1, len(rubbish))
 
     assert slots.take("id-1") is None
