@@ -46,6 +46,9 @@ E = TypeVar("E", bound=JobEnded)
 
 _STATUS_OF_SIGNAL_0 = -256
 
+# gevent starts the clock of a limit a little before the job.
+_LIMIT_SLACK_SECONDS = 0.5
+
 
 def produced_events(names: tuple[str, ...] | None) -> frozenset[type[JobEvent]]:
     """Return the event types that `broadcast_events` stands for; None is all of them.
@@ -162,7 +165,9 @@ class Bridge:
             # Text that Celery has formatted anyway; its end follows in task_postrun.
             attempt.traceback = traceback_text(einfo)
         elif not isinstance(exception, Reject):  # that one was ended by its own postrun
-            attempt = self._end_by_news(sender, sender.request, task_id, args, kwargs)
+            attempt = self._end_by_news(
+                sender, sender.request, task_id, args, kwargs, had_started=True
+            )
             if attempt is not None:
                 attempt.traceback = traceback_text(einfo)
                 self._end_failed(attempt, exception)
@@ -182,7 +187,9 @@ class Bridge:
             attempt.traceback = traceback_text(einfo)
             return
         # A cold shutdown cancelled it: Celery gives no reason and no traceback.
-        attempt = self._end_by_news(sender, request, request.id, request.args, request.kwargs)
+        attempt = self._end_by_news(
+            sender, request, request.id, request.args, request.kwargs, had_started=True
+        )
         if attempt is not None:
             retry = Retry("cancelled by Celery") if reason is None else reason
             self._end_retried(attempt, retry, sender.app)
@@ -194,7 +201,7 @@ class Bridge:
         """Publish the end of a job that ended here."""
         request = task.request
         if state is None:
-            self._on_aborted(request)
+            self._on_aborted(task, request)
             return
         attempt = self._attempts.end(request)
         if attempt is None:
@@ -210,19 +217,34 @@ class Bridge:
         elif state == "IGNORED":
             self._end(JobIgnored, attempt)
 
-    def _on_aborted(self, request: Any) -> None:
+    def _on_aborted(self, task: Any, request: Any) -> None:
         """End, or leave to the news to come, an attempt for which Celery knows no state."""
         attempt = self._attempts.find(request)
         if attempt is None:
             return
         flying = sys.exc_info()[1]
-        if flying is None or (_is_greenlet_exit(flying) and not attempt.eager):
-            self._attempts.leave_to_news(request)  # task_failure or task_revoked, in this process
-        elif _in_pool_process() and not attempt.eager and not _is_untold_exit(flying):
+        if flying is None or (not attempt.eager and _is_stopped(flying, task, request, attempt)):
+            # task_failure or task_revoked follow, in this process.
+            forgotten = self._attempts.leave_to_news(request)
+            if forgotten is not None:
+                self._end_failed(forgotten, flying)
+        elif not attempt.eager and self._is_told_by_parent(flying):
             self._attempts.leave_to_parent(request)
         else:
             self._attempts.end(request)
             self._end_failed(attempt, flying)
+
+    def _is_told_by_parent(self, flying: BaseException) -> bool:
+        """Tell whether this pool process is dying, of which its parent will tell.
+
+        What else goes wrong here, this process tells itself: Celery before 5.7
+        has no word for a task that exits, and the next job may start before
+        the parent has read of this one. A spawned process can't be overruled:
+        nobody but its parent knows what it has told.
+        """
+        if not _in_pool_process():
+            return False
+        return _is_ended_by_signal(flying) or not self._attempts.are_told_to_parent()
 
     # For a job whose process died, or that never started; on the main thread of a worker.
 
@@ -239,16 +261,23 @@ class Bridge:
         """Publish the end of a job that was revoked, whether or not it had started."""
         if signum == SIGUSR1 and self._attempts.is_running_in_child(request.id):
             return  # the soft time limit's signal ends no process: its own will tell
-        attempt = self._end_by_news(sender, request, request.id, request.args, request.kwargs)
+        attempt = self._end_by_news(
+            sender,
+            request,
+            request.id,
+            request.args,
+            request.kwargs,
+            had_started=bool(terminated),
+        )
         if attempt is not None:
             self._end(JobRevoked, attempt, terminated=bool(terminated), expired=bool(expired))
 
     def _end_by_news(
-        self, task: Any, request: Any, task_id: Any, args: Any, kwargs: Any
+        self, task: Any, request: Any, task_id: Any, args: Any, kwargs: Any, *, had_started: bool
     ) -> Attempt | None:
         """End an attempt that is over in another process, or in a greenlet that is gone."""
         news = self._facts.of_job(task, request, task_id=task_id, args=args, kwargs=kwargs)
-        return self._attempts.end_by_news(news)
+        return self._attempts.end_by_news(news, had_started=had_started)
 
     # The process begins and ends.
 
@@ -264,17 +293,27 @@ class Bridge:
                 error,
             )
 
+    @_border
     def on_worker_process_shutdown(self, **_: Any) -> None:
         """Drain a pool process: it leaves by `os._exit`, so nothing later would run."""
         self.producer.drain()
 
+    @_border
     def on_worker_shutdown(self, **_: Any) -> None:
         """Drain the main process of a worker."""
+        self._end_what_was_cut_off()
         self.producer.drain()
 
+    @_border
     def _on_exit(self) -> None:
         """Drain whatever is left: a cold shutdown sends no signal in most pools."""
+        self._end_what_was_cut_off()
         self.producer.drain(last=True)
+
+    def _end_what_was_cut_off(self) -> None:
+        """End the jobs whose greenlets a cold shutdown has stopped; Celery fails to say so."""
+        for attempt in self._attempts.give_up_waiting():
+            self._end_retried(attempt, Retry("cancelled by Celery"), celery.current_app)
 
     # The end.
 
@@ -301,25 +340,30 @@ def _in_pool_process() -> bool:
     return billiard is not None and billiard.current_process().name != "MainProcess"
 
 
-def _is_greenlet_exit(flying: BaseException) -> bool:
-    """Tell whether Celery stops a greenlet, and will say why.
+def _is_stopped(flying: BaseException, task: Any, request: Any, attempt: Attempt) -> bool:
+    """Tell whether Celery has stopped a greenlet, and will say why.
 
-    Before 5.7 it doesn't say that of a time limit, which is gevent's `Timeout`.
+    With an exception that is matched by name, so that neither gevent nor
+    eventlet has to be installed. gevent's `Timeout` may as well be the task's
+    own: it is Celery's once the job's hard limit has passed, of which Celery
+    tells from 5.7 on.
     """
     if isinstance(flying, Exception):  # another's, of the same name
         return False
     name = type(flying).__name__
-    return name == "GreenletExit" or (name == "Timeout" and celery.VERSION >= (5, 7))
+    if name != "Timeout" or celery.VERSION < (5, 7) or attempt.started_monotonic is None:
+        return name == "GreenletExit"
+    limits = getattr(request, "timelimit", None) or (None,)
+    limit = limits[0] or getattr(task, "time_limit", None)
+    runtime = time.monotonic() - attempt.started_monotonic
+    return limit is not None and runtime > limit - _LIMIT_SLACK_SECONDS
 
 
-def _is_untold_exit(flying: BaseException) -> bool:
-    """Tell whether the task itself asks to exit, of which no parent before 5.7 tells.
+def _is_ended_by_signal(flying: BaseException) -> bool:
+    """Tell whether a SIGTERM ends this pool process.
 
-    billiard lets SIGTERM exit with a status that has the signal in it
-    (billiard/common.py, `_shutdown_cleanup`); of that the parent does tell.
+    billiard makes it exit with a status that has the signal in it
+    (billiard/common.py, `_shutdown_cleanup`).
     """
-    if celery.VERSION >= (5, 7) or not isinstance(flying, SystemExit | KeyboardInterrupt):
-        return False
-    code = getattr(flying, "code", None)
-    by_signal = isinstance(code, int) and _STATUS_OF_SIGNAL_0 <= code < _STATUS_OF_SIGNAL_0 + 65
-    return not by_signal
+    code = getattr(flying, "code", None) if isinstance(flying, SystemExit) else None
+    return isinstance(code, int) and _STATUS_OF_SIGNAL_0 <= code < _STATUS_OF_SIGNAL_0 + 65

@@ -6,6 +6,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from celery import signals
+
 from celery_broadcast import settings
 from celery_broadcast.errors import ConfigurationError
 
@@ -32,7 +34,7 @@ def install(app: Celery) -> None:
 
     Raises:
         ConfigurationError: a setting is wrong. If the app isn't configured
-            yet, a worker raises it while it starts, and does not start.
+            yet, that is logged as an error later, and a worker doesn't start.
     """
     app.on_after_configure.connect(
         _on_after_configure, weak=False, dispatch_uid="celery_broadcast.install"
@@ -42,14 +44,13 @@ def install(app: Celery) -> None:
 
 
 def uninstall(app: Celery) -> None:
-    """Take back `install(app)`; with the last app, drain and disconnect."""
-    global _bridge  # noqa: PLW0603  # a process has one
+    """Take back `install(app)`; with the last app, disconnect and drain.
+
+    Raises:
+        BroadcastError: called by a consumer, which would wait for itself.
+    """
     app.on_after_configure.disconnect(dispatch_uid="celery_broadcast.install")
-    _apps.discard(app)
-    if _bridge is not None and not _apps:
-        _bridge.disconnect()
-        _bridge.producer.drain()
-        _bridge = None
+    _turn_off(app)
 
 
 def stats() -> dict[str, ConsumerStats]:
@@ -89,11 +90,12 @@ def _on_after_configure(sender: Celery, **_: Any) -> None:
     import a worker's modules (`celery/loaders/base.py`, `import_default_modules`):
     there the error is raised again, and the worker doesn't start.
     """
+    signals.import_modules.disconnect(sender=sender, dispatch_uid="celery_broadcast.refuse")
     try:
         _apply(sender)
     except ConfigurationError as error:
-        from celery import signals  # noqa: PLC0415  # loaded long since
-
+        # Anywhere but in a worker this line is all that anybody sees of it.
+        logger.error("broadcast stays off: %s", error)  # noqa: TRY400  # it says all
         refusal = error
 
         def refuse_to_start(**_: Any) -> None:
@@ -102,7 +104,20 @@ def _on_after_configure(sender: Celery, **_: Any) -> None:
         signals.import_modules.connect(
             refuse_to_start, sender=sender, weak=False, dispatch_uid="celery_broadcast.refuse"
         )
-        raise
+
+
+def _turn_off(app: Celery) -> None:
+    global _bridge  # a process has one
+    if _bridge is None or _apps - {app}:
+        _apps.discard(app)
+        return
+    from celery_broadcast.producer import check_outside_of_consumers  # noqa: PLC0415
+
+    check_outside_of_consumers()
+    bridge, _bridge = _bridge, None
+    _apps.clear()
+    bridge.disconnect()
+    bridge.producer.drain()
 
 
 def _apply(app: Any) -> None:
@@ -110,7 +125,7 @@ def _apply(app: Any) -> None:
     global _bridge  # noqa: PLW0603  # a process has one
     loaded = settings.load(app.conf, os.environ, app.namespace)
     if _bridge is not None and loaded != _bridge.settings and _apps == {app}:
-        uninstall(app)  # its configuration was read anew
+        _turn_off(app)  # its configuration was read anew
     if not loaded.enabled:
         logger.info("broadcast is installed but off (broadcast_enabled is False)")
         return

@@ -65,6 +65,18 @@ class _DrainRequest:
 _Inbox: TypeAlias = "queue.SimpleQueue[Delivery | _DrainRequest]"
 
 
+def check_outside_of_consumers() -> None:
+    """Refuse to wait for the consumers where one of them would wait for itself.
+
+    Raises:
+        BroadcastError: called by a consumer.
+    """
+    if hands.get():
+        names = ", ".join(sorted(hands.get()))
+        msg = f"The consumer {names} can't drain the broadcast: it would wait for itself."
+        raise BroadcastError(msg)
+
+
 class Producer:
     """The one of a process: starts on its first event, and starts clean in a forked child.
 
@@ -131,10 +143,7 @@ class Producer:
         Raises:
             BroadcastError: called by a consumer, which would wait for itself.
         """
-        if hands.get():
-            names = ", ".join(sorted(hands.get()))
-            msg = f"drain() was called inside the consumer {names}, which would wait for itself."
-            raise BroadcastError(msg)
+        check_outside_of_consumers()
         if timeout_seconds is None:
             timeout_seconds = self._settings.drain_timeout
         deadline = time.monotonic() + timeout_seconds

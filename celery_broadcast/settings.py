@@ -186,7 +186,7 @@ def load(
             )
             raise ConfigurationError(msg)
         given[name], spelled[name] = value, key
-    if ENABLED_VARIABLE in environment:
+    if environment.get(ENABLED_VARIABLE, "").strip():  # empty is as good as not set
         variable = f"the environment variable {ENABLED_VARIABLE}"
         given["enabled"] = check_flag(variable, environment[ENABLED_VARIABLE])
     return Settings(**given)

@@ -28,6 +28,7 @@ _NOTED = (
 )
 _LEAST = ("task_id", "pid", "started_at")
 _noted_of = itemgetter(*_NOTED)
+_encoder = msgspec.msgpack.Encoder()
 
 # A slot: the pid of the process, the length of the note, and the note. The
 # first two are written each in one store, so that nobody reads half of one.
@@ -90,6 +91,14 @@ class Slots:
         self._mine = getattr(self._reserved, "slot", None)
         if self._mine is not None:
             self._set_pid(self._mine, os.getpid())
+
+    def is_in_child(self) -> bool:
+        """Tell whether this process has a slot of its own."""
+        return self._mine is not None
+
+    def are_used(self) -> bool:
+        """Tell whether any process was forked; those that are spawned have no slots."""
+        return self._used > 0
 
     def start(self, facts: Mapping[str, Any], started_monotonic: float) -> None:
         """Note the attempt that starts; called in a pool process. Without a slot: nothing.
@@ -174,15 +183,19 @@ def _encode(facts: Mapping[str, Any], started_monotonic: float) -> bytes:
     Not all need fit, or be text and numbers: a foreign client may have put
     anything into the request.
     """
-    least = {**dict.fromkeys(_NOTED), **{name: facts[name] for name in _LEAST}}
-    for noted in (facts, least):
-        try:
-            note = msgspec.msgpack.encode((started_monotonic, *_noted_of(noted)))
-        except (TypeError, ValueError, OverflowError):
-            continue
-        if len(note) <= _NOTE_BYTES:
-            return note
-    return b""
+    note = _encode_noted(facts, started_monotonic)
+    if not note:
+        least = {**dict.fromkeys(_NOTED), **{name: facts[name] for name in _LEAST}}
+        note = _encode_noted(least, started_monotonic)
+    return note
+
+
+def _encode_noted(facts: Mapping[str, Any], started_monotonic: float) -> bytes:
+    try:
+        note = _encoder.encode((started_monotonic, *_noted_of(facts)))
+    except (TypeError, ValueError, OverflowError):
+        return b""
+    return note if len(note) <= _NOTE_BYTES else b""
 
 
 def _decode(note: bytes) -> Running | None:

@@ -42,8 +42,7 @@ class Subscription:
             is what the settings say.
         overflow: what a full mailbox drops; None is what the settings say.
         declared_at: the file and line of the declaration.
-        qualified_name: of the function or class that was declared.
-        code: of the function, or of the class's `handle`.
+        code: of the function, or of the class's `handle`; None if that isn't Python's.
     """
 
     name: str
@@ -55,21 +54,16 @@ class Subscription:
     mailbox_size: int | None = FROM_SETTINGS
     overflow: str | None = None
     declared_at: str = ""
-    qualified_name: str = ""
     code: CodeType | None = None
 
     def is_again(self, known: Subscription) -> bool:
         """Tell whether this is `known` itself, whose module was imported again.
 
-        Its place is the same then, except for the line, but its code was
-        compiled anew. In a loop, the code would be the same.
+        Its place is the same then, but its code was compiled anew. In a loop,
+        the code would be the same too.
         """
-        if self.code is None:  # not a Python function: a partial, say
-            return self.declared_at == known.declared_at
-        return (
-            self.declared_at.rpartition(":")[0] == known.declared_at.rpartition(":")[0]
-            and self.qualified_name == known.qualified_name
-            and self.code is not known.code
+        return self.declared_at == known.declared_at and (
+            self.code is None or self.code is not known.code
         )
 
     def wants(self, event_type: type[JobEvent], task_name: str, queue: str | None) -> bool:
@@ -250,7 +244,6 @@ def _declare(consumer: Any, events: tuple[type[JobEvent], ...], options: dict[st
             make_consumer=make_consumer,
             events=events or (JobEvent,),
             declared_at=_place_of_declaration(),
-            qualified_name=getattr(consumer, "__qualname__", ""),
             code=_code_of(consumer),
         )
     )

@@ -23,7 +23,7 @@ def attempt_of(task_id: str = "id-1") -> Attempt:
 
 
 def end_by_news(attempts: Attempts, task_id: str) -> Attempt | None:
-    return attempts.end_by_news({"task_id": task_id})
+    return attempts.end_by_news({"task_id": task_id}, had_started=True)
 
 
 def test_a_started_attempt_is_found_by_its_request() -> None:
@@ -142,11 +142,11 @@ def test_a_job_that_dies_twice_in_two_processes_has_two_ends() -> None:
 
     for _ in range(2):
         child_that_dies(start)
-        attempt = attempts.end_by_news(news)
+        attempt = attempts.end_by_news(news, had_started=True)
         assert attempt is not None
         assert attempt.started_monotonic == 5.0
         assert attempt.facts["args"] == (1,)
-        assert attempts.end_by_news(news) is None
+        assert attempts.end_by_news(news, had_started=True) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -163,9 +163,38 @@ def test_an_eager_job_inside_a_job_leaves_no_trace_for_the_parent() -> None:
 
     in_child(child)
 
-    attempt = attempts.end_by_news(facts("outer"))
+    attempt = attempts.end_by_news(facts("outer"), had_started=True)
     assert attempt is not None
     assert attempt.started_monotonic == 5.0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_news_of_a_job_that_its_own_process_has_ended_end_nothing() -> None:
+    attempts = Attempts()
+    attempts.expect_children()
+
+    def child() -> Any:
+        request = Request()
+        attempts.start(request, Attempt(facts=facts("id-1"), started_monotonic=5.0))
+        return attempts.end(request) is not None
+
+    in_child(child)
+
+    assert attempts.end_by_news(facts("id-1"), had_started=True) is None
+    assert attempts.end_by_news(facts("expired"), had_started=False) is not None
+
+
+def test_attempts_for_which_no_news_come_do_not_pile_up() -> None:
+    attempts, forgotten = Attempts(), []
+    for number in range(1_010):
+        request = Request()
+        attempts.start(request, attempt_of(f"id-{number}"))
+        if (attempt := attempts.leave_to_news(request)) is not None:
+            forgotten.append(attempt.facts["task_id"])
+
+    assert forgotten == [f"id-{number}" for number in range(10)]
+    assert len(attempts.give_up_waiting()) == 1_000
+    assert attempts.give_up_waiting() == []
 
 
 def test_whoever_forgets_has_no_attempt_left() -> None:

@@ -14,6 +14,7 @@ from recorder import Recorder
 
 import celery_broadcast
 from celery_broadcast.errors import ConfigurationError
+from celery_broadcast.events import JobFinished
 from celery_broadcast.producer import Drained
 
 ALL_SIGNALS = [signal for signal in vars(signals).values() if isinstance(signal, Signal)]
@@ -161,14 +162,65 @@ def test_a_wrong_setting_is_an_error_on_the_line_that_installs(app: Celery) -> N
 def test_a_wrong_setting_that_is_read_later_keeps_a_worker_from_starting(
     app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app.conf.update(broadcast_enabled="maybe")
+    app.config_from_object({"broadcast_enabled": "maybe"})
     celery_broadcast.install(app)
     assert app.conf.broadcast_enabled
 
     with pytest.raises(ConfigurationError, match="broadcast_enabled must be True or False"):
         app.loader.import_default_modules()
-    caplog.clear()
-    signals.import_modules.disconnect(sender=app, dispatch_uid="celery_broadcast.refuse")
+    assert "broadcast stays off: broadcast_enabled must be True or False" in caplog.text
+
+    caplog.clear()  # Celery logs what the worker is about to raise
+
+    app.config_from_object({"broadcast_enabled": True})
+    app.loader.import_default_modules()
+
+
+def test_a_configuration_can_be_turned_off_and_on_again(app: Celery) -> None:
+    celery_broadcast.install(app)
+    before = receivers()
+
+    for enabled in (True, False, True, False):
+        app.config_from_object({"broadcast_enabled": enabled})
+        assert app.conf.broadcast_enabled is enabled
+        assert (receivers() != before) is enabled
+
+
+def test_uninstalling_inside_a_consumer_is_refused(broadcasting_app: Celery) -> None:
+    before = receivers()
+    errors: list[BaseException] = []
+
+    @celery_broadcast.on_job_event(JobFinished)
+    def leaves(_: JobFinished) -> None:
+        try:
+            celery_broadcast.uninstall(broadcasting_app)
+        except celery_broadcast.BroadcastError as error:
+            errors.append(error)
+
+    run_one_job(broadcasting_app)
+    celery_broadcast.drain()
+
+    assert len(errors) == 1
+    assert receivers() == before
+
+
+def test_the_plugin_leaves_alone_an_app_that_does_not_name_it() -> None:
+    said = python(
+        """
+        from celery import Celery
+        library = Celery("library", broker="memory://", set_as_current=False)
+        library.conf.broadcast_mailbox_size = 5
+        assert library.conf.broadcast_mailbox_size == 5
+        app = Celery("shop", broker="memory://")
+        app.conf.update(imports=["celery_broadcast.plugin"], task_always_eager=True)
+        app.loader.import_default_modules()
+        import celery_broadcast.installation
+        print(*(app.main for app in celery_broadcast.installation._apps))
+        """,
+        CELERY_BROADCAST_ENABLED="1",
+    )
+
+    assert said == "shop"
 
 
 def test_the_plugin_installs_on_the_current_app() -> None:

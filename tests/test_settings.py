@@ -133,7 +133,7 @@ def test_words_for_no_mean_no(name: str, word: object) -> None:
     assert getattr(load_one(f"broadcast_{name}", word), name) is False
 
 
-@pytest.mark.parametrize(("word", "enabled"), [("1", True), ("off", False), ("", False)])
+@pytest.mark.parametrize(("word", "enabled"), [("1", True), ("off", False)])
 @pytest.mark.parametrize("configured", [True, False])
 def test_the_environment_beats_the_configuration(
     word: str, *, configured: bool, enabled: bool
@@ -141,6 +141,13 @@ def test_the_environment_beats_the_configuration(
     settings = load({"broadcast_enabled": configured}, {"CELERY_BROADCAST_ENABLED": word})
 
     assert settings.enabled is enabled
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_an_empty_variable_is_as_good_as_none(*, configured: bool) -> None:
+    settings = load({"broadcast_enabled": configured}, {"CELERY_BROADCAST_ENABLED": " "})
+
+    assert settings.enabled is configured
 
 
 def test_the_environment_sets_nothing_else() -> None:

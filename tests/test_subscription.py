@@ -661,16 +661,14 @@ def test_names_stay_unique_whatever_is_declared(declared: list[tuple[str, str]])
     assert len(registry.subscriptions) == len(places)
 
 
-def test_a_module_that_is_imported_again_after_an_edit_replaces_its_own_consumers(
-    shop_consumers: str,
-) -> None:
-    module = importlib.import_module(shop_consumers)
-    source = Path(str(module.__file__))
-    source.write_text("# one line more\n" + source.read_text())
+def test_a_consumer_that_was_copied_in_its_module_needs_a_name_of_its_own() -> None:
+    @on_job_event
+    def trail(event: JobEvent) -> None: ...
 
-    importlib.reload(module)
+    with pytest.raises(ConfigurationError, match="Two consumers are named 'trail'"):
 
-    assert [known.name for known in registry.subscriptions] == ["trail", "Audit"]
+        @on_job_event
+        def trail(event: JobEvent) -> None: ...
 
 
 def test_consumers_declared_in_a_loop_need_names_of_their_own() -> None:
