@@ -1,11 +1,12 @@
 # All that a machine with Python 3.10 or newer and make needs:
 #   make demo   shows what it does
 #   make test   runs all the tests; make test-fast those that need seconds only
+#   make bench  measures what it costs, in some minutes
 
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test test-fast lint types clean
+.PHONY: demo test test-fast bench lint types clean
 
 demo: $(VENV)/with-demo
 	$(VENV)/bin/python -m example_project.demo
@@ -18,6 +19,10 @@ test: test-fast
 # In an order of its own each time; the seed it prints repeats it.
 test-fast: $(VENV)/with-test
 	$(VENV)/bin/python -m pytest -m "not worker"
+
+# On a machine that does nothing else.
+bench: $(VENV)/with-demo
+	$(VENV)/bin/python -m benchmarks
 
 lint: $(VENV)/with-dev
 	$(VENV)/bin/ruff check

@@ -1,0 +1,162 @@
+"""Jobs that do nothing, per second, of real workers: prefork, two processes, Redis.
+
+All workers are there all the time, but one at a time runs; the others are
+stopped in the middle of what they do. In its turn, a worker finds all its jobs
+in the queue. Two of them tell the time: one in the first few, and the last.
+
+The sleeping handlers can't keep up with the jobs. As consumers they get so far
+behind that their mailboxes overflow; as receivers they hold up the jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from nodes.local_process import LocalProcess
+from nodes.redis_process import RedisProcess
+from redis import Redis
+
+from benchmarks.measure import Comparison, measure_in_turn
+from benchmarks.worker.app import MARKS, Mark, app, mark, noop
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TURNS = 7
+DEADLINE_SECONDS = 60
+PROJECT = Path(__file__).parents[1]
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of worker.
+
+    Attributes:
+        imports: the modules that make it what it is.
+        jobs: how many it is timed with.
+        consumers: how many consumers its processes must be seen to have.
+        receivers: how many receivers of `task_prerun` they must be seen to have.
+    """
+
+    imports: tuple[str, ...] = ()
+    jobs: int = 500
+    consumers: int = 0
+    receivers: int = 0
+
+
+WITHOUT = "no plugin"
+SLEEPING_CONSUMERS = "4 consumers that sleep 10 ms"
+TRIVIAL_CONSUMERS = "4 consumers that do nothing"
+SLEEPING_RECEIVERS = "4 receivers that sleep 10 ms"
+
+KINDS: Mapping[str, Kind] = {
+    WITHOUT: Kind(),
+    SLEEPING_CONSUMERS: Kind(
+        imports=("celery_broadcast.plugin", "benchmarks.worker.sleeping_consumers"),
+        consumers=4,
+        receivers=1,
+    ),
+    TRIVIAL_CONSUMERS: Kind(
+        imports=("celery_broadcast.plugin", "benchmarks.worker.trivial_consumers"),
+        consumers=4,
+        receivers=1,
+    ),
+    SLEEPING_RECEIVERS: Kind(
+        imports=("benchmarks.worker.sleeping_receivers",),
+        jobs=10,  # each takes 80 ms
+        receivers=4,
+    ),
+}
+
+
+def measure(rounds: int) -> list[Comparison]:
+    """Measure the figure."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisProcess())
+        app.conf.update(broker_url=redis.url)
+        workers = {
+            name: stack.enter_context(Worker(f"worker-{number}", redis.url, kind))
+            for number, (name, kind) in enumerate(KINDS.items())
+        }
+        measured = measure_in_turn(
+            {name: worker.jobs_per_second for name, worker in workers.items()},
+            unit="jobs/s",
+            rounds=rounds,
+            turns=TURNS,
+        )
+    return [
+        measured.compare(SLEEPING_CONSUMERS, WITHOUT, at_least=0.95),
+        measured.compare(SLEEPING_RECEIVERS, WITHOUT),
+        measured.compare(TRIVIAL_CONSUMERS, WITHOUT),
+    ]
+
+
+class Worker(LocalProcess):
+    """A worker with a queue of its own, which only runs while it is timed."""
+
+    ready_line = ""  # that it did a job tells that it is ready
+
+    def __init__(self, name: str, broker_url: str, kind: Kind) -> None:
+        super().__init__(name)
+        self._broker_url = broker_url
+        self._kind = kind
+        self._redis = Redis.from_url(broker_url)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.jobs_per_second()  # to warm it up
+        return self
+
+    @property
+    def command(self) -> list[str]:
+        """A worker as most people start theirs, without the talk to the others."""
+        return [
+            *(sys.executable, "-m", "celery", "--app", "benchmarks.worker.app", "worker"),
+            *("--hostname", f"{self.name}@localhost", "--queues", self.name),
+            *("--pool", "prefork", "--concurrency", "2"),
+            *("--without-mingle", "--without-gossip"),
+        ]
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What `benchmarks.worker.app` reads."""
+        return {
+            **super().environment,
+            "PYTHONPATH": str(PROJECT),
+            "BENCHMARK_BROKER": self._broker_url,
+            "BENCHMARK_IMPORTS": " ".join(self._kind.imports),
+        }
+
+    def jobs_per_second(self) -> float:
+        """Let it do some jobs, and stop it again."""
+        jobs = self._kind.jobs
+        for task, number in ((noop, jobs // 5), (mark, 1), (noop, jobs), (mark, 1)):
+            for _ in range(number):
+                task.apply_async(queue=self.name)
+        os.killpg(self.pid, signal.SIGCONT)
+        first, last = self._next_mark(), self._next_mark()
+        os.killpg(self.pid, signal.SIGSTOP)
+        return jobs / (last.time - first.time)
+
+    def _next_mark(self) -> Mark:
+        """Wait for a marking job, and return what it saw.
+
+        Raises:
+            RuntimeError: it doesn't come, or saw what should not be.
+        """
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (found := self._redis.blpop([MARKS], timeout=1)) is None:
+            if self.status == "exited" or time.monotonic() > deadline:
+                raise RuntimeError(self._complaint("does not do its jobs"))
+        seen = msgspec.json.decode(found[1], type=Mark)
+        if (seen.consumers, seen.receivers) != (self._kind.consumers, self._kind.receivers):
+            message = f"This worker should be {self._kind}, but a job in it saw {seen}."
+            raise RuntimeError(message)
+        return seen

@@ -1,0 +1,117 @@
+"""Measure things in turn, and compare them round by round."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+from rich.progress import track
+
+_NOISY_SPREAD = 0.20
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """What came out of the rounds."""
+
+    median: float
+    minimum: float
+    maximum: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Sum up one value a round."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was measured, beside its peer.
+
+    Attributes:
+        subject: what was measured.
+        peer: what it is compared with.
+        unit: of `value` and `peer_value`.
+        value: the subject's.
+        peer_value: the peer's.
+        ratio: the subject's value through its peer's, of the same round.
+        at_least: what the ratio has to reach; None if nothing.
+        at_most: what the ratio must not exceed; None if nothing.
+    """
+
+    subject: str
+    peer: str
+    unit: str
+    value: Spread
+    peer_value: Spread
+    ratio: Spread
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        """Tell whether the median of the ratio is not where it has to be."""
+        ratio = self.ratio.median
+        too_low = self.at_least is not None and ratio < self.at_least
+        too_high = self.at_most is not None and ratio > self.at_most
+        return too_low or too_high
+
+    @property
+    def is_noisy(self) -> bool:
+        """Tell whether the ratio differs a lot from round to round."""
+        return self.ratio.maximum - self.ratio.minimum > _NOISY_SPREAD * self.ratio.median
+
+
+class Rounds(msgspec.Struct, frozen=True):
+    """What was measured.
+
+    Attributes:
+        unit: of the values.
+        values: one a round, for each name.
+    """
+
+    unit: str
+    values: Mapping[str, Sequence[float]]
+
+    def compare(
+        self,
+        subject: str,
+        peer: str,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> Comparison:
+        """Compare two of the things measured, by their names."""
+        values, peer_values = self.values[subject], self.values[peer]
+        return Comparison(
+            subject=subject,
+            peer=peer,
+            unit=self.unit,
+            value=Spread.of(values),
+            peer_value=Spread.of(peer_values),
+            ratio=Spread.of([a / b for a, b in zip(values, peer_values, strict=True)]),
+            at_least=at_least,
+            at_most=at_most,
+        )
+
+
+def measure_in_turn(
+    measurements: Mapping[str, Callable[[], float]], *, unit: str, rounds: int, turns: int
+) -> Rounds:
+    """Measure A B C A B C and so on, so that what else the machine does meets all alike.
+
+    Args:
+        measurements: what to call for one measurement of each thing.
+        unit: of what they return.
+        rounds: how many values are wanted of each.
+        turns: of how many measurements each value is the median. The speed of
+            a shared machine changes by the second, so a turn should be short.
+    """
+    values: dict[str, list[float]] = {name: [] for name in measurements}
+    for _ in track(range(rounds), "rounds", transient=True):
+        of_this_round: dict[str, list[float]] = {name: [] for name in measurements}
+        for _ in range(turns):
+            for name, measure in measurements.items():
+                of_this_round[name].append(measure())
+        for name, samples in of_this_round.items():
+            values[name].append(statistics.median(samples))
+    return Rounds(unit, values)
