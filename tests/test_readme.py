@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import blinker
 import msgspec
 import pytest
 
-from celery_broadcast import settings
+from celery_broadcast import notices, settings
 from celery_broadcast.events import EVENT_TYPES, JobEnded, JobEvent
+from celery_broadcast.losses import _REMEDIES
+from celery_broadcast.mailbox import DROP_REASONS, ConsumerStats
 from celery_broadcast.subscription import _OPTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -146,3 +149,31 @@ def test_the_docstring_of_every_event_names_its_own_fields() -> None:
         inherited = getattr(event_type.__base__, "__struct_fields__", ())
         for field in set(event_type.__struct_fields__) - set(inherited):
             assert f"{field}: " in (event_type.__doc__ or ""), f"{event_type.__name__}.{field}"
+
+
+LEVEL = re.compile(r"\| (INFO|WARNING|ERROR|CRITICAL) \|")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_the_operations_page_has_every_number_reason_and_notice() -> None:
+    numbers = [*ConsumerStats.__struct_fields__, "dropped_total"]
+    reasons = [reason for reason in DROP_REASONS if reason in _REMEDIES]
+    names = [
+        name for name, value in vars(notices).items() if isinstance(value, blinker.NamedSignal)
+    ]
+
+    assert sorted(rows(OPERATIONS, "Field")) == sorted(numbers)
+    assert sorted(rows(OPERATIONS, "Reason")) == sorted(reasons) == sorted(DROP_REASONS)
+    assert sorted(rows(OPERATIONS, "Notice")) == sorted(names)
+
+
+def test_the_log_lines_of_the_operations_page_are_those_of_the_code() -> None:
+    source = "".join(
+        re.sub(r'"\s*"', "", file.read_text()) for file in (ROOT / "celery_broadcast").glob("*.py")
+    )
+    lines = [line.split("|")[2].strip() for line in OPERATIONS.splitlines() if LEVEL.match(line)]
+
+    assert len(lines) >= 10
+    for line in lines:
+        start = re.split(r" '| \(| in pid | in on_| drained | after |: |\.\.\.| \d", line)[0]
+        assert start in source, line
