@@ -156,8 +156,8 @@ class Producer:
                 self._closed = True
             return self._drain(deadline)
         finally:
-            self._draining.release()
             self._stopping = {}
+            self._draining.release()
             if self._thread is None and not self._inbox.empty():  # published while this waited
                 self._start()
 
@@ -334,12 +334,14 @@ class Producer:
 
     def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()
-        if self._thread is None:
-            return Drained(left=self._empty_inbox())  # started by nobody, for want of a thread
+        if self._thread is None and self._inbox.empty():
+            return Drained()
         handled_before = self._handled()
         left: Counter[str] = Counter()
         request = _DrainRequest()
         self._inbox.put(request)
+        if self._thread is None:  # none was to be had: then it is done here
+            self._serve()
         grace = started + _GRACE_SECONDS
         if not request.reached.wait(max(deadline, grace) - time.monotonic()):
             left += self._drop_inbox(request)

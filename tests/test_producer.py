@@ -320,6 +320,25 @@ def test_a_system_without_threads_left_loses_nothing_when_it_has_some_again(
     assert "broadcast has no thread; 1 events wait" in caplog.text
 
 
+def test_a_process_that_gets_no_thread_at_all_handles_its_events_at_the_drain(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Recorder(), Recorder()
+    producer = make_producer(subscribe(one, "one"), subscribe(other, "other"))
+
+    def no_thread(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    for event in numbered(3):
+        producer.notify(event)
+    drained = producer.drain(last=True)
+
+    assert drained == Drained(handled=6, left=0)
+    assert one.task_ids == other.task_ids == ["0", "1", "2"]
+
+
 def test_a_consumer_without_a_thread_gets_its_events_at_the_drain(
     make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
