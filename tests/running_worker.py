@@ -37,6 +37,11 @@ class RunningWorker:
         """Send a job; the task is named as in `job_app`."""
         return self.app.send_task(f"job_app.{task}", args, **options)
 
+    def is_idle(self) -> bool:
+        """Tell whether its main process has heard of the end of every job."""
+        inspect = self.app.control.inspect(destination=[self.process.node_name], limit=1)
+        return inspect.active() == {self.process.node_name: []}
+
     def stop(self, timeout_seconds: float = 30) -> int:
         """Stop it warmly, wait until it has ended, and return its exit code."""
         self.process.kill("SIGTERM")

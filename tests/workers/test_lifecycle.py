@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
+from nodes.deadline import wait_until
 from reports import CallReport, EventReport
 from running_worker import RunningWorker, running_worker
 
@@ -54,6 +55,9 @@ def test_a_cold_stop_handles_what_waits(start_worker: StartWorker, pool: str) ->
     for number in range(10):
         worker.send("ok", number)
     worker.listener.wait_for(10, EventReport, consumer="trail", event="JobFinished")
+    # A SIGQUIT that interrupts the reading of a result can hang Celery for good: it stops
+    # the pool inside of its signal handler (celery/apps/worker.py, on_cold_shutdown).
+    wait_until(worker.is_idle, 30)
 
     worker.process.kill("SIGQUIT")
     worker.process.wait(30)
