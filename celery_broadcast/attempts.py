@@ -27,12 +27,14 @@ class Attempt(msgspec.Struct, kw_only=True):
             None if it never did.
         eager: whether it runs inside of whatever called it, so that nobody
             elsewhere will ever tell of it.
+        noted: whether the parent process can read that it runs.
         traceback: what Celery told of a failure before the end, as text.
     """
 
     facts: Mapping[str, Any]
     started_monotonic: float | None
     eager: bool = False
+    noted: bool = False
     traceback: str = ""
 
 
@@ -68,17 +70,21 @@ class Attempts:
         """Note that the attempt with this request has started."""
         self._open[id(request)] = attempt
         if self._slots is not None and not attempt.eager and attempt.started_monotonic is not None:
-            self._slots.start(attempt.facts, attempt.started_monotonic)
+            attempt.noted = self._slots.start(attempt.facts, attempt.started_monotonic)
 
     def find(self, request: object) -> Attempt | None:
         """Return the attempt with this request; None if it has ended or never started here."""
         return self._open.get(id(request))
 
     def end(self, request: object) -> Attempt | None:
-        """End the attempt with this request; None if that was done before."""
+        """End the attempt with this request; None if that was done before.
+
+        By the parent, too: it tells of a revoke at once, though the job may
+        survive the signal.
+        """
         attempt = self._open.pop(id(request), None)
-        if attempt is not None and self._slots is not None and not attempt.eager:
-            self._slots.end()
+        if attempt is not None and attempt.noted and self._slots is not None:
+            return attempt if self._slots.end() else None
         return attempt
 
     def are_told_to_parent(self) -> bool:

@@ -230,8 +230,7 @@ class Bridge:
                 self._end_failed(forgotten, flying)
         elif not attempt.eager and self._is_told_by_parent(flying):
             self._attempts.leave_to_parent(request)
-        else:
-            self._attempts.end(request)
+        elif self._attempts.end(request) is not None:
             self._end_failed(attempt, flying)
 
     def _is_told_by_parent(self, flying: BaseException) -> bool:

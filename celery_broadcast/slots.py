@@ -100,23 +100,34 @@ class Slots:
         """Tell whether any process was forked; those that are spawned have no slots."""
         return self._used > 0
 
-    def start(self, facts: Mapping[str, Any], started_monotonic: float) -> None:
-        """Note the attempt that starts; called in a pool process. Without a slot: nothing.
+    def start(self, facts: Mapping[str, Any], started_monotonic: float) -> bool:
+        """Note the attempt that starts; called in a pool process.
 
         Args:
             facts: the fields of `JobEvent`.
             started_monotonic: the present, in seconds of the monotonic clock.
-        """
-        if self._mine is not None:
-            note = _encode(facts, started_monotonic)
-            start = self._mine * _SLOT_BYTES + _HEAD_BYTES
-            self._memory[start : start + len(note)] = note
-            self._set_length(self._mine, len(note))
 
-    def end(self) -> None:
-        """Note that the attempt has ended; called in a pool process."""
-        if self._mine is not None:
-            self._set_length(self._mine, 0)
+        Returns:
+            Whether it is noted; not in a process without a slot.
+        """
+        if self._mine is None:
+            return False
+        note = _encode(facts, started_monotonic)
+        start = self._mine * _SLOT_BYTES + _HEAD_BYTES
+        self._memory[start : start + len(note)] = note
+        self._set_length(self._mine, len(note))
+        return bool(note)
+
+    def end(self) -> bool:
+        """Note that the attempt that was noted has ended; called in a pool process.
+
+        Returns:
+            False if the parent has taken the note meanwhile, and told of the end.
+        """
+        if self._mine is None or not self._length(self._mine):
+            return False
+        self._set_length(self._mine, 0)
+        return True
 
     def is_running(self, task_id: str) -> bool:
         """Tell whether a living process has noted this task; called in the parent."""

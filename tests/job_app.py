@@ -60,6 +60,16 @@ def rejected(self: Task[..., None], *, requeue: bool = False) -> None:
     raise Reject("unwanted", requeue=requeue and not comes_back)
 
 
+@app.task
+def survives(seconds: float) -> str:
+    """Go on after a SIGTERM, for some time."""
+    try:
+        time.sleep(60)
+    except SystemExit:
+        time.sleep(seconds)
+    return "still here"
+
+
 class FailsBadly(Task):  # type: ignore[type-arg]  # not generic at run time
     def on_failure(self, *_: object) -> None:
         raise RuntimeError("even this")

@@ -37,6 +37,10 @@ class RunningWorker:
         """Send a job; the task is named as in `job_app`."""
         return self.app.send_task(f"job_app.{task}", args, **options)
 
+    def is_listening(self) -> bool:
+        """Tell whether it hears remote control; what comes before is lost."""
+        return bool(self.app.control.ping(destination=[self.process.node_name], limit=1))
+
     def is_idle(self) -> bool:
         """Tell whether its main process has heard of the end of every job."""
         inspect = self.app.control.inspect(destination=[self.process.node_name], limit=1)

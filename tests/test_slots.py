@@ -22,7 +22,7 @@ def facts(task_id: str, **others: Any) -> dict[str, Any]:
     return {**none, **known, "pid": os.getpid(), "started_at": 100.0, **others}
 
 
-def child_that_dies(start: Callable[[], None]) -> int:
+def child_that_dies(start: Callable[[], object]) -> int:
     """Return the pid of a forked child that was killed after it had started something."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -112,6 +112,16 @@ def test_where_all_slots_hold_attempts_that_died_the_oldest_gives_way() -> None:
     assert slots.take("id-0") is None
     assert slots.take("id-1") is not None
     assert slots.take("id-2") is not None
+
+
+def test_a_process_whose_attempt_the_parent_has_told_of_does_not_end_it_again() -> None:
+    slots = as_in_a_child()
+    assert slots.start(facts("id-1"), 5.0)
+    assert slots.end()
+
+    assert slots.start(facts("id-2"), 6.0)
+    assert slots.take("id-2") is not None
+    assert not slots.end()
 
 
 def test_only_a_living_process_is_running_something() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import celery
 import pytest
+from nodes.deadline import wait_until
 from reports import EventReport
 from running_worker import RunningWorker, running_worker
 
@@ -39,17 +40,18 @@ def kill(worker: RunningWorker, started: EventReport) -> None:
     os.kill(started.pid, signal.SIGKILL)
 
 
-def revoke(worker: RunningWorker, started: EventReport) -> None:
-    worker.app.control.revoke(started.task_id, terminate=True, signal="SIGTERM")
+def revoke(worker: RunningWorker, started: EventReport, *, signal_name: str = "SIGTERM") -> None:
+    wait_until(worker.is_listening, 30)
+    worker.app.control.revoke(started.task_id, terminate=True, signal=signal_name)
 
 
 def revoke_by_kill(worker: RunningWorker, started: EventReport) -> None:
-    worker.app.control.revoke(started.task_id, terminate=True, signal="SIGKILL")
+    revoke(worker, started, signal_name="SIGKILL")
 
 
 def revoke_softly(worker: RunningWorker, started: EventReport) -> None:
     """What the soft time limit sends; the process lives on."""
-    worker.app.control.revoke(started.task_id, terminate=True, signal="SIGUSR1")
+    revoke(worker, started, signal_name="SIGUSR1")
 
 
 def stop_cold(worker: RunningWorker, started: EventReport) -> None:
@@ -80,6 +82,9 @@ OUTCOMES = {
     "exit": Outcome("exits", ["JobStarted", "JobFailed"], (3,)),
     "killed": Outcome("sleeps", ["JobStarted", "JobFailed"], (60,), after_start=kill),
     "revoked": Outcome("sleeps", ["JobStarted", "JobRevoked"], (60,), after_start=revoke),
+    "revoked and survives": Outcome(
+        "survives", ["JobStarted", "JobRevoked"], (2,), after_start=revoke
+    ),
     "revoked by a kill": Outcome(
         "sleeps", ["JobStarted", "JobRevoked"], (60,), after_start=revoke_by_kill
     ),
