@@ -137,15 +137,16 @@ class Slots:
         """Return, once, what a process was running of this task; None if none was.
 
         Called in the parent, which has the news that the attempt is over. Of
-        several attempts it is the last that started: nobody ever told of those
-        before it.
+        several attempts it is the last that started. Nobody ever told of those
+        before it whose processes have died; the living ones will end their own.
         """
         notes = sorted(self._notes_of(task_id), key=lambda note: note[1].started_monotonic)
         if not notes:
             return None
-        for slot, _ in notes:
+        taken, running = notes.pop()
+        for slot in (taken, *(slot for slot, _ in notes if not _is_alive(self._pid(slot)))):
             self._set_length(slot, 0)
-        return notes[-1][1]
+        return running
 
     def _notes_of(self, task_id: str) -> list[tuple[int, Running]]:
         notes = []

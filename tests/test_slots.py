@@ -104,6 +104,21 @@ def test_of_two_attempts_of_a_job_the_last_is_told_of_and_the_other_forgotten() 
     assert slots.take("id-1") is None
 
 
+def test_news_of_one_attempt_leave_that_of_a_living_process_alone() -> None:
+    slots = Slots(count=4)
+    slots.before_fork()
+    slots.forget()  # as in a child that lives, with an older attempt of the same job
+    slots._reserved.slot = None
+    assert slots.start(facts("id-1"), started_monotonic=5.0)
+    dead = child_that_dies(lambda: slots.start(facts("id-1"), started_monotonic=6.0))
+
+    running = slots.take("id-1")
+
+    assert running is not None
+    assert running.facts["pid"] == dead
+    assert slots.end()
+
+
 def test_where_all_slots_hold_attempts_that_died_the_oldest_gives_way() -> None:
     slots = Slots(count=2)
     for number in range(3):
