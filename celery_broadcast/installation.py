@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from celery_broadcast.bridge import Bridge
-    from celery_broadcast.mailbox import ConsumerStats
+    from celery_broadcast.counts import ConsumerStats
     from celery_broadcast.producer import Drained
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 # The one of this process, and the apps whose configuration turned it on.
 _bridge: Bridge | None = None
-_apps: set[Celery] = set()
+_apps: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 def install(app: Celery) -> None:
@@ -108,7 +109,7 @@ def _on_after_configure(sender: Celery, **_: Any) -> None:
 
 def _turn_off(app: Celery) -> None:
     global _bridge  # a process has one
-    if _bridge is None or _apps - {app}:
+    if _bridge is None or set(_apps) - {app}:
         _apps.discard(app)
         return
     from celery_broadcast.producer import check_outside_of_consumers  # noqa: PLC0415
@@ -124,8 +125,8 @@ def _apply(app: Any) -> None:
     """Connect for the app, or disconnect, as its configuration says."""
     global _bridge  # noqa: PLW0603  # a process has one
     loaded = settings.load(app.conf, os.environ, app.namespace)
-    if _bridge is not None and loaded != _bridge.settings and _apps == {app}:
-        _turn_off(app)  # its configuration was read anew
+    if _bridge is not None and loaded != _bridge.settings and set(_apps) <= {app}:
+        _turn_off(app)  # its configuration was read anew, or the others are gone
     if not loaded.enabled:
         logger.info("broadcast is installed but off (broadcast_enabled is False)")
         return
