@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
-from benchmarks import job_thread_cost, jobs_per_second, report
+from benchmarks import bookkeeping, job_thread_cost, jobs_per_second, report
 from benchmarks.measure import Comparison
 
 FIGURES: Mapping[str, Callable[[int], Sequence[Comparison]]] = {
+    "bookkeeping": bookkeeping.measure,
     "job_thread_cost": job_thread_cost.measure,
     "jobs_per_second": jobs_per_second.measure,
 }

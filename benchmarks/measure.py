@@ -36,6 +36,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the subject's value through its peer's, of the same round.
         at_least: what the ratio has to reach; None if nothing.
         at_most: what the ratio must not exceed; None if nothing.
+        value_at_most: what the value itself must not exceed; None if nothing.
     """
 
     subject: str
@@ -46,14 +47,16 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     ratio: Spread
     at_least: float | None = None
     at_most: float | None = None
+    value_at_most: float | None = None
 
     @property
     def is_missed(self) -> bool:
-        """Tell whether the median of the ratio is not where it has to be."""
+        """Tell whether a median is not where it has to be."""
         ratio = self.ratio.median
         too_low = self.at_least is not None and ratio < self.at_least
         too_high = self.at_most is not None and ratio > self.at_most
-        return too_low or too_high
+        too_much = self.value_at_most is not None and self.value.median > self.value_at_most
+        return too_low or too_high or too_much
 
     @property
     def is_noisy(self) -> bool:
@@ -79,6 +82,7 @@ class Rounds(msgspec.Struct, frozen=True):
         *,
         at_least: float | None = None,
         at_most: float | None = None,
+        value_at_most: float | None = None,
     ) -> Comparison:
         """Compare two of the things measured, by their names."""
         values, peer_values = self.values[subject], self.values[peer]
@@ -91,6 +95,7 @@ class Rounds(msgspec.Struct, frozen=True):
             ratio=Spread.of([a / b for a, b in zip(values, peer_values, strict=True)]),
             at_least=at_least,
             at_most=at_most,
+            value_at_most=value_at_most,
         )
 
 

@@ -92,6 +92,8 @@ def _remarks(row: Comparison) -> str:
         remarks.append(f"at least {row.at_least}: {verdict}")
     if row.at_most is not None:
         remarks.append(f"at most {row.at_most}: {verdict}")
+    if row.value_at_most is not None:
+        remarks.append(f"at most {row.value_at_most} {row.unit}: {verdict}")
     if row.is_noisy:
         remarks.append("[yellow]noisy[/]")
     return ", ".join(remarks)
