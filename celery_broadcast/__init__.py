@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_broadcast.consumer import Consumer
+    from celery_broadcast.counts import ConsumerStats
     from celery_broadcast.errors import BroadcastError, ConfigurationError
     from celery_broadcast.events import (
         JobEnded,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         JobStarted,
     )
     from celery_broadcast.installation import drain, install, stats, uninstall
-    from celery_broadcast.mailbox import ConsumerStats
     from celery_broadcast.producer import Drained
     from celery_broadcast.subscription import on_job_event
 
@@ -35,7 +35,7 @@ _HOME = {
     "BroadcastError": "errors",
     "ConfigurationError": "errors",
     "Consumer": "consumer",
-    "ConsumerStats": "mailbox",
+    "ConsumerStats": "counts",
     "Drained": "producer",
     "JobEnded": "events",
     "JobEvent": "events",

@@ -1,4 +1,4 @@
-"""Which started attempts have not ended: each can be ended once, by whoever has the news."""
+"""Which attempts have started in this process and not ended: each can be ended once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from typing import Any
 import msgspec
 
 from celery_broadcast import fork
-from celery_broadcast.slots import Slots
-
-# Two tellings of one end come within seconds of each other.
-_ENDS_REMEMBERED = 1_000
+from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.events import EVENT_TYPES, JobEnded
+from celery_broadcast.slots import ABANDONED, CLOSED, Running, Slots
 
 # The news of a greenlet that was stopped come at once, if they come.
 _MOST_WITHOUT_NEWS = 1_000
+
+# What a note says while its end is being published: after the other states.
+_ENDINGS: Mapping[type[JobEnded], int] = {
+    event_type: 16 + number
+    for number, event_type in enumerate(EVENT_TYPES.values())
+    if issubclass(event_type, JobEnded)
+}
+
+
+def ending_of(state: int) -> type[JobEnded] | None:
+    """Return the end that was being published while a note was in this state, if one was."""
+    return next((end for end, number in _ENDINGS.items() if number == state), None)
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -27,19 +38,25 @@ class Attempt(msgspec.Struct, kw_only=True):
             None if it never did.
         eager: whether it runs inside of whatever called it, so that nobody
             elsewhere will ever tell of it.
-        noted: whether the parent process can read that it runs.
+        acks_late: whether the broker keeps its message until it has ended.
+        note: the number of the note by which the main process knows of it.
         traceback: what Celery told of a failure before the end, as text.
+        start: its start, as it is published.
+        end: its end, as it is published.
     """
 
     facts: Mapping[str, Any]
     started_monotonic: float | None
     eager: bool = False
-    noted: bool = False
+    acks_late: bool = False
+    note: int | None = None
     traceback: str = ""
+    start: Delivery | None = None
+    end: Delivery | None = None
 
 
 class Attempts:
-    """The attempts of a process that have started and not ended, and those of its children.
+    """The attempts of this process that have started and not ended.
 
     An attempt is known by the identity of its request: a task id isn't enough,
     since a retry and a redelivery have the same, and can start before the
@@ -55,44 +72,84 @@ class Attempts:
         """Forget all: a forked child has no part in its parent's attempts."""
         self._open: dict[int, Attempt] = {}
         self._without_news: dict[str, deque[Attempt]] = {}
-        self._told: deque[str] = deque(maxlen=_ENDS_REMEMBERED)
 
-    def expect_children(self) -> None:
-        """Be able to tell what each process that is forked from now on was running.
-
-        Raises:
-            OSError: the system gives no memory that processes can share.
-        """
-        if self._slots is None:
-            self._slots = Slots()
+    def share(self, slots: Slots) -> None:
+        """Note each attempt of a pool process where its main process can read it."""
+        self._slots = slots
 
     def start(self, request: object, attempt: Attempt) -> None:
-        """Note that the attempt with this request has started."""
+        """Note that the attempt with this request has started. Twice is harmless."""
         self._open[id(request)] = attempt
-        if self._slots is not None and not attempt.eager and attempt.started_monotonic is not None:
-            attempt.noted = self._slots.start(attempt.facts, attempt.started_monotonic)
+        slot = self._slots.mine if self._slots is not None else None
+        if slot is None or attempt.started_monotonic is None:
+            return
+        if attempt.note is None:
+            attempt.note = slot.take_note()
+        if attempt.note is not None:
+            running = Running(
+                facts=attempt.facts,
+                started_monotonic=attempt.started_monotonic,
+                eager=attempt.eager,
+                acks_late=attempt.acks_late,
+            )
+            slot.write(attempt.note, running)
+
+    def leave_start_untold(self, attempt: Attempt) -> None:
+        """Note that nobody wants to hear of the start."""
+        if attempt.note is not None and self._slots is not None and self._slots.mine is not None:
+            self._slots.mine.say_start_told(attempt.note)
 
     def find(self, request: object) -> Attempt | None:
         """Return the attempt with this request; None if it has ended or never started here."""
         return self._open.get(id(request))
 
-    def end(self, request: object) -> Attempt | None:
-        """End the attempt with this request; None if that was done before.
+    def can_end(self, attempt: Attempt) -> bool:
+        """Tell whether it has not been ended yet: by the main process, as that goes."""
+        if attempt.note is None or self._slots is None or self._slots.mine is None:
+            return True
+        return self._slots.mine.state(attempt.note) != CLOSED
 
-        By the parent, too: it tells of a revoke at once, though the job may
-        survive the signal.
+    def tell(self, attempt: Attempt, event_type: type[JobEnded]) -> int | None:
+        """Note that the end of an attempt is about to be published.
+
+        Returns:
+            The note, to be closed when a consumer may hear of the end: should
+            the process die before, the main process publishes that end. None
+            if it is to be closed at once.
         """
-        attempt = self._open.pop(id(request), None)
-        if attempt is not None and attempt.noted and self._slots is not None:
-            return attempt if self._slots.end() else None
-        return attempt
+        if attempt.note is None or self._slots is None or self._slots.mine is None:
+            return None
+        slot = self._slots.mine
+        if slot.has_few_notes():  # nothing lets the producer's thread run
+            return None
+        slot.set_state(attempt.note, _ENDINGS[event_type])
+        return attempt.note
+
+    def end(self, request: object) -> None:
+        """Note that the end of the attempt with this request is published."""
+        self._open.pop(id(request), None)
+
+    def close(self, attempt: Attempt) -> None:
+        """Note that an attempt has ended, so that the main process tells nobody of it."""
+        note = attempt.note
+        if note is not None and self._slots is not None and self._slots.mine is not None:
+            # In this order: should it be struck in between, it can be done again.
+            self._slots.mine.set_state(note, CLOSED)
+            attempt.note = None
+            self._slots.mine.give_back(note)
 
     def are_told_to_parent(self) -> bool:
         """Tell whether this is a pool process whose parent can read what it is running."""
-        return self._slots is not None and self._slots.is_in_child()
+        return self._slots is not None and self._slots.mine is not None
 
     def leave_to_parent(self, request: object) -> None:
-        """Note that the attempt is over here, and that the parent process ends it."""
+        """Note that the attempt is over here, and that the main process ends it."""
+        attempt = self._open.get(id(request))
+        if attempt is None:
+            return
+        slot = None if self._slots is None else self._slots.mine
+        if slot is not None and attempt.note is not None and self.can_end(attempt):
+            slot.set_state(attempt.note, ABANDONED)
         self._open.pop(id(request), None)
 
     def leave_to_news(self, request: object) -> Attempt | None:
@@ -101,54 +158,27 @@ class Attempts:
         Returns:
             An attempt for which no news ever came, since too many wait for some.
         """
-        attempt = self.end(request)
-        if attempt is None:
+        attempt = self._open.pop(id(request), None)
+        if attempt is None or not self.can_end(attempt):
             return None
+        self.close(attempt)  # a pool of processes has no greenlets
         self._without_news.setdefault(attempt.facts["task_id"], deque()).append(attempt)
         if len(self._without_news) > _MOST_WITHOUT_NEWS:
-            return self._next_without_news(next(iter(self._without_news)))
+            return self.end_by_news(next(iter(self._without_news)))
         return None
+
+    def end_by_news(self, task_id: str) -> Attempt | None:
+        """End the attempt that was left to the news which now come; None if none was."""
+        waiting = self._without_news.get(task_id)
+        if not waiting:
+            return None
+        attempt = waiting.popleft()
+        if not waiting:
+            del self._without_news[task_id]
+        return attempt
 
     def give_up_waiting(self) -> list[Attempt]:
         """End every attempt for which no news came; return them."""
         attempts = [attempt for waiting in self._without_news.values() for attempt in waiting]
         self._without_news.clear()
         return attempts
-
-    def is_running_in_child(self, task_id: str) -> bool:
-        """Tell whether a living pool process has started the task and not noted its end."""
-        return self._slots is not None and self._slots.is_running(task_id)
-
-    def end_by_news(self, news: Mapping[str, Any], *, had_started: bool) -> Attempt | None:
-        """End the attempt of which the news come; None if that was done before.
-
-        Celery tells twice of a job that passed its hard time limit: when the
-        limit passes, and when the process has been killed. And a cold shutdown
-        cancels jobs that have ended in their own process, while their results
-        are on the way.
-
-        Args:
-            news: the fields of `JobEvent`, as far as the news have them. All
-                there is to know of an attempt that never started.
-            had_started: whether the job was given to a process.
-        """
-        task_id = news["task_id"]
-        if task_id in self._without_news:
-            return self._next_without_news(task_id)
-        running = self._slots.take(task_id) if self._slots is not None else None
-        if running is not None:
-            facts = {**news, **running.facts}
-            return Attempt(facts=facts, started_monotonic=running.started_monotonic)
-        if had_started and self._slots is not None and self._slots.are_used():
-            return None  # its own process has ended it
-        if task_id in self._told:
-            return None
-        self._told.append(task_id)
-        return Attempt(facts=news, started_monotonic=None)
-
-    def _next_without_news(self, task_id: str) -> Attempt:
-        waiting = self._without_news[task_id]
-        attempt = waiting.popleft()
-        if not waiting:
-            del self._without_news[task_id]
-        return attempt

@@ -14,14 +14,16 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from signal import SIGUSR1
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import celery
+from billiard.exceptions import WorkerLostError
+from billiard.pool import EX_RECYCLE
 from celery import Celery, signals
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
+from celery_broadcast import notices
 from celery_broadcast.attempts import Attempt, Attempts
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
@@ -39,12 +41,15 @@ from celery_broadcast.events import (
 from celery_broadcast.facts import Facts, traceback_text
 from celery_broadcast.producer import Producer
 from celery_broadcast.settings import Settings
+from celery_broadcast.slots import Slots
+from celery_broadcast.survivor import End, News, Survivor
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-E = TypeVar("E", bound=JobEnded)
-
 _STATUS_OF_SIGNAL_0 = -256
+
+# A replacement that waits for longer is worth a line in the log.
+_LONG_DRAIN_SECONDS = 1.0
 
 # gevent starts the clock of a limit a little before the job.
 _LIMIT_SLACK_SECONDS = 0.5
@@ -69,13 +74,20 @@ def produced_events(names: tuple[str, ...] | None) -> frozenset[type[JobEvent]]:
 
 
 def _border(receiver: Callable[..., None]) -> Callable[..., None]:
-    """Keep every error of ours away from Celery, and from the job that runs."""
+    """Keep every error of ours away from Celery, and from the job that runs.
+
+    The soft time limit is an exception that a signal handler raises into
+    whatever runs just then: what it strikes here is done again.
+    """
 
     @functools.wraps(receiver)
     def guarded(self: Bridge, **told: Any) -> None:
         try:
             receiver(self, **told)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, SoftTimeLimitExceeded) and "again" not in told:
+                guarded(self, **told, again=True)
+                return
             logger.exception(
                 "broadcast failed in %s; an event is lost, the job isn't affected",
                 receiver.__name__,
@@ -98,6 +110,13 @@ class Bridge:
         self._attempts = Attempts()
         self._produced = produced_events(settings.events)
         self._facts = Facts(settings)
+        self._survivor = Survivor(
+            producer.ledger,
+            publish=self._publish_for_gone,
+            died=self._died,
+            report=producer.report_died,
+        )
+        self._slots: Slots | None = None
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.task_prerun, self.on_task_prerun),
             (signals.task_postrun, self.on_task_postrun),
@@ -105,6 +124,7 @@ class Bridge:
             (signals.task_retry, self.on_task_retry),
             (signals.task_revoked, self.on_task_revoked),
             (signals.worker_init, self.on_worker_init),
+            (signals.worker_before_create_process, self.on_worker_before_create_process),
             (signals.worker_process_shutdown, self.on_worker_process_shutdown),
             (signals.worker_shutdown, self.on_worker_shutdown),
         )
@@ -114,21 +134,67 @@ class Bridge:
         for signal, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=f"celery_broadcast.{signal.name}")
         atexit.register(self._on_exit)
+        if _in_pool_process():  # a spawned one: a forked one inherits all this
+            slots = Slots.of_parent()
+            if slots is None or slots.mine is None:
+                logger.warning(
+                    "broadcast has no memory that it shares with the worker's main process, in "
+                    "pid %d. If this process dies, its job may have no end and its events aren't "
+                    "counted",
+                    os.getpid(),
+                )
+            self._share(slots)
 
     def disconnect(self) -> None:
         """Leave Celery's signals as they were before."""
         for signal, _ in self._receivers:
             signal.disconnect(dispatch_uid=f"celery_broadcast.{signal.name}")
         atexit.unregister(self._on_exit)
+        self._survivor.stop()
+
+    def _share(self, slots: Slots | None) -> None:
+        """Let the processes of the pool and the main process know of each other."""
+        self._slots = slots
+        if slots is not None:
+            self._attempts.share(slots)
+            self._survivor.share(slots)
+            self.producer.share(slots)
 
     # Around a job, on the thread that runs it.
 
     @_border
     def on_task_prerun(
-        self, task: Any = None, task_id: Any = None, args: Any = None, kwargs: Any = None, **_: Any
+        self,
+        task: Any = None,
+        task_id: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        again: Any = None,
+        **_: Any,
     ) -> None:
         """Publish `JobStarted`."""
         request = task.request
+        attempt = self._attempts.find(request) if again else None
+        if attempt is None:
+            attempt = self._new_attempt(task, request, task_id, args, kwargs)
+        self._attempts.start(request, attempt)
+        if JobStarted in self._produced:
+            if attempt.start is None:
+                attempt.start = self.producer.delivery(JobStarted(**attempt.facts), attempt.note)
+            self.producer.put(attempt.start)
+        else:
+            self._attempts.leave_start_untold(attempt)
+        if again:
+            logger.warning(
+                "the soft time limit of %s[%s] struck while the broadcast was told of its start, "
+                "where no receiver of a signal can pass it on: the job runs without it",
+                attempt.facts["task_name"],
+                task_id,
+            )
+
+    def _new_attempt(
+        self, task: Any, request: Any, task_id: Any, args: Any, kwargs: Any
+    ) -> Attempt:
         started_at, started_monotonic = time.time(), time.monotonic()
         facts = self._facts.of_job(
             task,
@@ -139,14 +205,12 @@ class Bridge:
             pid=os.getpid(),
             started_at=started_at,
         )
-        attempt = Attempt(
+        return Attempt(
             facts=facts,
             started_monotonic=started_monotonic,
             eager=bool(getattr(request, "is_eager", False)),
+            acks_late=bool(getattr(task, "acks_late", False)),
         )
-        self._attempts.start(request, attempt)
-        if JobStarted in self._produced:
-            self.producer.notify(JobStarted(**facts))
 
     @_border
     def on_task_failure(
@@ -160,17 +224,24 @@ class Bridge:
         **_: Any,
     ) -> None:
         """Note the traceback of a job that runs here, or publish the end of one that died."""
-        attempt = self._attempts.find(sender.request)
+        request = sender.request
+        attempt = self._attempts.find(request)
         if attempt is not None:
             # Text that Celery has formatted anyway; its end follows in task_postrun.
             attempt.traceback = traceback_text(einfo)
         elif not isinstance(exception, Reject):  # that one was ended by its own postrun
-            attempt = self._end_by_news(
-                sender, sender.request, task_id, args, kwargs, had_started=True
+            self._hear(
+                News(
+                    event_type=JobFailed,
+                    facts=self._facts.of_job(
+                        sender, request, task_id=task_id, args=args, kwargs=kwargs
+                    ),
+                    details=self._facts.of_exception(exception, traceback_text(einfo)),
+                    had_started=True,
+                    # Celery before 5.7 sends this with an empty request.
+                    retries=request.retries if getattr(request, "id", None) else None,
+                )
             )
-            if attempt is not None:
-                attempt.traceback = traceback_text(einfo)
-                self._end_failed(attempt, exception)
 
     @_border
     def on_task_retry(
@@ -186,13 +257,18 @@ class Bridge:
         if attempt is not None:
             attempt.traceback = traceback_text(einfo)
             return
-        # A cold shutdown cancelled it: Celery gives no reason and no traceback.
-        attempt = self._end_by_news(
-            sender, request, request.id, request.args, request.kwargs, had_started=True
+        # A cold shutdown cancelled it, and Celery gives no reason and no
+        # traceback; or its process was lost and the task has `retry_on_worker_lost`.
+        retry = Retry("cancelled by Celery") if reason is None else reason
+        self._hear(
+            News(
+                event_type=JobRetried,
+                facts=self._facts.of_request(sender, request),
+                details=self._facts.of_retry(retry, traceback_text(einfo), sender.app),
+                had_started=True,
+                retries=request.retries,
+            )
         )
-        if attempt is not None:
-            retry = Retry("cancelled by Celery") if reason is None else reason
-            self._end_retried(attempt, retry, sender.app)
 
     @_border
     def on_task_postrun(
@@ -203,19 +279,21 @@ class Bridge:
         if state is None:
             self._on_aborted(task, request)
             return
-        attempt = self._attempts.end(request)
+        attempt = self._attempts.find(request)
         if attempt is None:
             return
         if state == "SUCCESS":
-            self._end(JobFinished, attempt, **self._facts.of_result(retval))
+            self._end(JobFinished, attempt, self._facts.of_result(retval))
         elif state == "FAILURE":
             self._end_failed(attempt, retval)
         elif state == "RETRY":
             self._end_retried(attempt, retval, task.app)
         elif state == "REJECTED":
-            self._end(JobRejected, attempt, requeue=bool(getattr(retval, "requeue", False)))
+            requeue = bool(getattr(retval, "requeue", False))
+            self._end(JobRejected, attempt, {"requeue": requeue})
         elif state == "IGNORED":
-            self._end(JobIgnored, attempt)
+            self._end(JobIgnored, attempt, {})
+        self._attempts.end(request)
 
     def _on_aborted(self, task: Any, request: Any) -> None:
         """End, or leave to the news to come, an attempt for which Celery knows no state."""
@@ -230,8 +308,9 @@ class Bridge:
                 self._end_failed(forgotten, flying)
         elif not attempt.eager and self._is_told_by_parent(flying):
             self._attempts.leave_to_parent(request)
-        elif self._attempts.end(request) is not None:
+        else:
             self._end_failed(attempt, flying)
+            self._attempts.end(request)
 
     def _is_told_by_parent(self, flying: BaseException) -> bool:
         """Tell whether this pool process is dying, of which its parent will tell.
@@ -253,60 +332,80 @@ class Bridge:
         sender: Any = None,
         request: Any = None,
         terminated: Any = None,
-        signum: Any = None,
         expired: Any = None,
         **_: Any,
     ) -> None:
         """Publish the end of a job that was revoked, whether or not it had started."""
-        if signum == SIGUSR1 and self._attempts.is_running_in_child(request.id):
-            return  # the soft time limit's signal ends no process: its own will tell
-        attempt = self._end_by_news(
-            sender,
-            request,
-            request.id,
-            request.args,
-            request.kwargs,
-            had_started=bool(terminated),
+        self._hear(
+            News(
+                event_type=JobRevoked,
+                facts=self._facts.of_request(sender, request),
+                details={"terminated": bool(terminated), "expired": bool(expired)},
+                had_started=bool(terminated),
+                retries=request.retries,
+            )
         )
-        if attempt is not None:
-            self._end(JobRevoked, attempt, terminated=bool(terminated), expired=bool(expired))
 
-    def _end_by_news(
-        self, task: Any, request: Any, task_id: Any, args: Any, kwargs: Any, *, had_started: bool
-    ) -> Attempt | None:
+    def _hear(self, news: News) -> None:
         """End an attempt that is over in another process, or in a greenlet that is gone."""
-        news = self._facts.of_job(task, request, task_id=task_id, args=args, kwargs=kwargs)
-        return self._attempts.end_by_news(news, had_started=had_started)
+        attempt = self._attempts.end_by_news(news.facts["task_id"])
+        if attempt is not None:
+            self._end(news.event_type, attempt, news.details)
+        else:
+            self._survivor.hear(news)
 
     # The process begins and ends.
 
     @_border
     def on_worker_init(self, **_: Any) -> None:
         """Map the memory in which pool processes note what they run, before the first fork."""
+        if self._slots is not None and self._slots.are_below():
+            return  # another worker of this process, in a test
         try:
-            self._attempts.expect_children()
+            self._share(Slots())
         except OSError as error:
             logger.warning(
-                "broadcast gets no shared memory: %s. The ends of jobs whose process died won't "
-                "tell when they had started",
+                "broadcast gets no memory to share with the pool's processes: %s. Jobs whose "
+                "process dies may have no end, or one that doesn't tell when they had started, "
+                "and what such a process had waiting isn't counted",
                 error,
             )
 
     @_border
-    def on_worker_process_shutdown(self, **_: Any) -> None:
+    def on_worker_before_create_process(self, **_: Any) -> None:
+        """End the attempts of processes that are gone: Celery has told what it knows of them.
+
+        It has looked after all processes that have ended before it makes new
+        ones (billiard/pool.py, `_maintain_pool`).
+        """
+        self._survivor.note_that_all_is_told()
+
+    @_border
+    def on_worker_process_shutdown(self, exitcode: Any = None, **_: Any) -> None:
         """Drain a pool process: it leaves by `os._exit`, so nothing later would run."""
+        started = time.monotonic()
         self.producer.drain()
+        seconds = time.monotonic() - started
+        if exitcode == EX_RECYCLE and seconds > _LONG_DRAIN_SECONDS:
+            logger.warning(
+                "broadcast held back the replacement of pool process %d for %.1f s, until its "
+                "consumers were done. A shorter broadcast_drain_timeout limits that",
+                os.getpid(),
+                seconds,
+            )
 
     @_border
     def on_worker_shutdown(self, **_: Any) -> None:
         """Drain the main process of a worker."""
         self._end_what_was_cut_off()
+        self._survivor.look()
         self.producer.drain()
 
     @_border
     def _on_exit(self) -> None:
         """Drain whatever is left: a cold shutdown sends no signal in most pools."""
         self._end_what_was_cut_off()
+        self._survivor.leave()
         self.producer.drain(last=True)
 
     def _end_what_was_cut_off(self) -> None:
@@ -317,20 +416,47 @@ class Bridge:
     # The end.
 
     def _end_failed(self, attempt: Attempt, exception: Any) -> None:
-        self._end(JobFailed, attempt, **self._facts.of_exception(exception, attempt.traceback))
+        self._end(JobFailed, attempt, self._facts.of_exception(exception, attempt.traceback))
 
     def _end_retried(self, attempt: Attempt, retry: Any, app: Celery) -> None:
-        self._end(JobRetried, attempt, **self._facts.of_retry(retry, attempt.traceback, app))
+        self._end(JobRetried, attempt, self._facts.of_retry(retry, attempt.traceback, app))
 
-    def _end(self, event_type: type[E], attempt: Attempt, **facts: Any) -> None:
-        """Publish the one end of an attempt."""
-        if event_type not in self._produced:
-            return
-        since = attempt.started_monotonic
-        runtime = 0.0 if since is None else time.monotonic() - since
-        self.producer.notify(
-            event_type(**attempt.facts, **facts, ended_at=time.time(), runtime=runtime)
-        )
+    def _end(
+        self, event_type: type[JobEnded], attempt: Attempt, details: Mapping[str, Any]
+    ) -> None:
+        """Publish the one end of an attempt. Twice is harmless."""
+        if attempt.end is None:
+            if not self._attempts.can_end(attempt):
+                return
+            if event_type not in self._produced:
+                self._attempts.close(attempt)
+                return
+            event = _event(event_type, attempt, details)
+            note = self._attempts.tell(attempt, event_type)
+            attempt.end = self.producer.delivery(event, note)
+        self.producer.put(attempt.end)
+        if attempt.end.note is None:
+            self._attempts.close(attempt)
+
+    # For a process that is gone, on any thread of the main process.
+
+    def _publish_for_gone(self, end: End) -> None:
+        if not end.is_start_told and JobStarted in self._produced:
+            self.producer.notify(JobStarted(**end.attempt.facts))
+        event = _event(end.event_type, end.attempt, end.details)
+        if end.event_type in self._produced:
+            self.producer.notify(event)
+        if end.of_gone:
+            self.producer.announce(notices.attempt_lost, event=event)
+
+    def _died(self, pid: int) -> dict[str, Any]:
+        return self._facts.of_exception(WorkerLostError(f"Pool process {pid} died."), "")
+
+
+def _event(event_type: type[JobEnded], attempt: Attempt, details: Mapping[str, Any]) -> JobEnded:
+    since = attempt.started_monotonic
+    runtime = 0.0 if since is None else time.monotonic() - since
+    return event_type(**attempt.facts, **details, ended_at=time.time(), runtime=runtime)
 
 
 def _in_pool_process() -> bool:

@@ -10,11 +10,13 @@ from contextvars import ContextVar
 
 from celery_broadcast import notices
 from celery_broadcast.consumer import Consumer
+from celery_broadcast.counts import GAVE_UP
 from celery_broadcast.dispatcher import Delivery
-from celery_broadcast.mailbox import GAVE_UP, Mailbox
+from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.restarts import Restarts
 from celery_broadcast.subscription import Subscription
 from celery_broadcast.throttle import Throttle
+from celery_broadcast.waiting import wait_until_set
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class ConsumerThread:
             deadline: when to go on all the same, by the monotonic clock.
         """
         if self._thread.ident is not None:
-            self._ended.wait(max(0.0, deadline - time.monotonic()))
+            wait_until_set(self._ended, deadline)
         elif self.mailbox.stats().pending:
             self._live(deadline)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+import msgspec
 
 from celery_broadcast.events import JobEvent
 from celery_broadcast.mailbox import Mailbox
@@ -16,17 +18,22 @@ Kind: TypeAlias = tuple[type[JobEvent], str, str | None]
 _MOST_KINDS_REMEMBERED = 10_000
 
 
-class Delivery(NamedTuple):
+class Delivery(msgspec.Struct):
     """An event on its way.
 
     Attributes:
         event: the event.
         origin: the consumers in whose hands the job of this event was run, if
             any. They don't get it, or they would feed themselves for ever.
+        note: the note, in this process's slot, of the attempt that starts or ends.
+        taken: whether the producer's thread has it. It may be published twice,
+            when what published it was interrupted and can't tell how far it came.
     """
 
     event: JobEvent
     origin: AbstractSet[str]
+    note: int | None = None
+    taken: bool = False
 
 
 def kind_of(event: JobEvent) -> Kind:

@@ -41,7 +41,8 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         pid: the process that ran the attempt.
         headers: the headers that the sender of the job added.
         started_at: when the attempt started, in seconds since 1970, UTC. None
-            if it never did: then it was revoked or had expired.
+            if it never did: then it was revoked, had expired, or its process
+            died before the job began.
     """
 
     task_id: str
@@ -186,9 +187,9 @@ class JobRevoked(JobEnded, frozen=True, kw_only=True, tag=True):
 class JobLost(JobEnded, frozen=True, kw_only=True, tag=True):
     """The process died under the attempt and the broker delivers the job again.
 
-    Only a task with `acks_late` and `reject_on_worker_lost` can be lost; any
-    other whose process dies has failed. Celery has no state for it: for
-    Celery the job is as pending as it was.
+    Only a task with `acks_late` can be lost, as a rule one with
+    `reject_on_worker_lost`; any other whose process dies has failed. Celery
+    has no state for it: for Celery the job is as pending as it was.
     """
 
     state: str = "PENDING"

@@ -76,6 +76,12 @@ class Facts:
             "started_at": started_at,
         }
 
+    def of_request(self, task: Any, request: Any) -> dict[str, Any]:
+        """Return the fields of `JobEvent` of a job that another process ran, or nobody."""
+        return self.of_job(
+            task, request, task_id=request.id, args=request.args, kwargs=request.kwargs
+        )
+
     def of_result(self, result: Any) -> dict[str, Any]:
         """Return the fields that `JobFinished` adds."""
         return {"result": result if self._payload else None}

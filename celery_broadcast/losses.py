@@ -7,7 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 
 from celery_broadcast import notices
-from celery_broadcast.mailbox import DRAIN_TIMEOUT, GAVE_UP, INBOX_FULL, MAILBOX_FULL, STOPPED
+from celery_broadcast.counts import (
+    DRAIN_TIMEOUT,
+    GAVE_UP,
+    INBOX_FULL,
+    MAILBOX_FULL,
+    PROCESS_DIED,
+    STOPPED,
+)
 from celery_broadcast.throttle import Throttle
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -63,3 +70,26 @@ class Losses:
             )
             notices.send(notices.events_dropped, self._consumer, count=count, reason=reason)
         self._said = Counter(dropped)
+
+
+def say_died(pid: int, lost: Mapping[str, int], not_offered: int) -> None:
+    """Log and notice what a pool process that is gone took with it.
+
+    Args:
+        pid: the process.
+        lost: how many events each consumer had pending there.
+        not_offered: how many events hadn't been offered to anyone.
+    """
+    shares = [f"{name}: {count}" for name, count in lost.items()]
+    if not_offered:
+        shares.append(f"offered to nobody: {not_offered}")
+    logger.warning(
+        "pool process %d died with %d events unhandled (%s)",
+        pid,
+        sum(lost.values()) + not_offered,
+        ", ".join(shares),
+    )
+    for name, count in lost.items():
+        notices.send(notices.events_dropped, name, count=count, reason=PROCESS_DIED)
+    if not_offered:
+        notices.send(notices.events_dropped, count=not_offered, reason=PROCESS_DIED)

@@ -3,74 +3,12 @@
 from __future__ import annotations
 
 import threading
-from array import array
 from collections import deque
 from typing import Generic, TypeVar
 
-import msgspec
+from celery_broadcast.counts import MAILBOX_FULL, STOPPED, ConsumerStats, Counts
 
 T = TypeVar("T")
-
-#: Why an event can be dropped.
-MAILBOX_FULL = "mailbox-full"
-INBOX_FULL = "inbox-full"
-STOPPED = "stopped"
-DRAIN_TIMEOUT = "drain-timeout"
-GAVE_UP = "gave-up"
-DROP_REASONS = (MAILBOX_FULL, INBOX_FULL, STOPPED, DRAIN_TIMEOUT, GAVE_UP)
-
-
-class ConsumerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a consumer's events in this process, at one moment.
-
-    `offered == handled + failed + dropped_total + pending`, always.
-
-    Attributes:
-        offered: events of the kinds that it wants.
-        handled: events it is done with: it returned, or its selector declined.
-        declined: those of the handled that its selector turned away.
-        failed: events on which it, or its selector, raised.
-        dropped: events that it never got, by reason.
-        pending: events in its mailbox or in its hands.
-    """
-
-    offered: int
-    handled: int
-    declined: int
-    failed: int
-    dropped: dict[str, int]
-    pending: int
-
-    @property
-    def dropped_total(self) -> int:
-        """All that was dropped, whatever the reason."""
-        return sum(self.dropped.values())
-
-
-_OFFERED, _HANDLED, _DECLINED, _FAILED, _FIRST_DROP = range(5)
-
-
-class Counts:
-    """A consumer's numbers, as one flat array; they outlive its mailboxes.
-
-    Each mailbox writes under its own lock.
-    """
-
-    def __init__(self) -> None:
-        self.numbers: array[int] = array("Q", bytes(8 * (_FIRST_DROP + len(DROP_REASONS))))
-
-    def stats(self, pending: int) -> ConsumerStats:
-        """Return the numbers by name."""
-        numbers = self.numbers
-        drops = zip(DROP_REASONS, numbers[_FIRST_DROP:], strict=True)
-        return ConsumerStats(
-            offered=numbers[_OFFERED],
-            handled=numbers[_HANDLED],
-            declined=numbers[_DECLINED],
-            failed=numbers[_FAILED],
-            dropped={reason: count for reason, count in drops if count},
-            pending=pending,
-        )
 
 
 class Mailbox(Generic[T]):
@@ -110,13 +48,13 @@ class Mailbox(Generic[T]):
         """
         dropped = None  # outlives the lock: what its finalizers do is their own affair
         with self._changed:
-            self._counts.numbers[_OFFERED] += 1
+            self._counts.offer()
             if self._closed_because is not None:
-                self._count_drops(1, self._closed_because)
+                self._counts.drop(1, self._closed_because)
                 return False
             room = self._size is None or len(self._waiting) < self._size
             if not room:
-                self._count_drops(1, MAILBOX_FULL)
+                self._counts.drop(1, MAILBOX_FULL)
                 if not self._drop_oldest:
                     return False
                 dropped = self._waiting.popleft()
@@ -128,8 +66,8 @@ class Mailbox(Generic[T]):
     def refuse(self, count: int, reason: str) -> None:
         """Count events that were meant for this mailbox and were dropped on the way."""
         with self._changed:
-            self._counts.numbers[_OFFERED] += count
-            self._count_drops(count, reason)
+            self._counts.offer(count)
+            self._counts.drop(count, reason)
 
     def take(self, demand: int, wait_seconds: float | None = None) -> list[T]:
         """Take at most `demand` events into the consumer's hands.
@@ -159,10 +97,7 @@ class Mailbox(Generic[T]):
             if not self._in_hand:
                 return
             self._in_hand -= handled + declined + failed
-            numbers = self._counts.numbers
-            numbers[_HANDLED] += handled + declined
-            numbers[_DECLINED] += declined
-            numbers[_FAILED] += failed
+            self._counts.settle(handled, declined, failed)
 
     def close(self, reason: str = STOPPED) -> None:
         """Accept no more: what is put from now on is dropped for `reason`.
@@ -183,7 +118,7 @@ class Mailbox(Generic[T]):
         with self._changed:
             dropped, self._waiting = self._waiting, deque()  # as in `put`
             left = len(dropped) + self._in_hand
-            self._count_drops(left, reason)
+            self._counts.drop(left, reason)
             self._in_hand = 0
             self._closed_because = reason
             self._changed.notify_all()
@@ -193,6 +128,3 @@ class Mailbox(Generic[T]):
         """Return the numbers of this moment."""
         with self._changed:
             return self._counts.stats(pending=len(self._waiting) + self._in_hand)
-
-    def _count_drops(self, count: int, reason: str) -> None:
-        self._counts.numbers[_FIRST_DROP + DROP_REASONS.index(reason)] += count

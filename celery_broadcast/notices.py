@@ -39,8 +39,12 @@ consumer_restarted: blinker.NamedSignal = _namespace.signal("consumer-restarted"
 consumer_gave_up: blinker.NamedSignal = _namespace.signal("consumer-gave-up")
 #: A consumer has handled its last event.
 consumer_stopped: blinker.NamedSignal = _namespace.signal("consumer-stopped")
-#: Events were dropped since the last such notice: `count` and `reason`.
+#: Events were dropped since the last such notice: `count` and `reason`. None as
+#: the sender: no consumer had been offered them.
 events_dropped: blinker.NamedSignal = _namespace.signal("events-dropped")
+
+#: The main process has ended an attempt whose pool process is gone: `event` is that end.
+attempt_lost: blinker.NamedSignal = _namespace.signal("attempt-lost")
 
 
 def send(notice: blinker.NamedSignal, consumer: str | None = None, **facts: Any) -> None:

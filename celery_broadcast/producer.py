@@ -9,21 +9,27 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
+import blinker
 import msgspec
 
 from celery_broadcast import fork, notices
 from celery_broadcast.consumer_thread import ConsumerThread, hands
+from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts
 from celery_broadcast.dispatcher import Delivery, Dispatcher, Kind, kind_of
 from celery_broadcast.errors import BroadcastError
-from celery_broadcast.events import JobEvent
-from celery_broadcast.losses import Losses
-from celery_broadcast.mailbox import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, Mailbox
+from celery_broadcast.events import JobEvent, JobStarted
+from celery_broadcast.ledger import Ledger
+from celery_broadcast.losses import Losses, say_died
+from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.settings import Settings
+from celery_broadcast.slots import Slots
 from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
 from celery_broadcast.throttle import Throttle
+from celery_broadcast.waiting import wait_until_set
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -62,7 +68,7 @@ class _DrainRequest:
         self.reached = threading.Event()
 
 
-_Inbox: TypeAlias = "queue.SimpleQueue[Delivery | _DrainRequest]"
+_Inbox: TypeAlias = "queue.SimpleQueue[Delivery | _DrainRequest | Callable[[], None]]"
 
 
 def check_outside_of_consumers() -> None:
@@ -92,6 +98,9 @@ class Producer:
         self._settings = settings
         self._registry = registry
         self._inbox_size = inbox_size
+        #: The numbers of every consumer.
+        self.ledger = Ledger()
+        self._slots: Slots | None = None
         self.forget()
         fork.starts_clean(self)
 
@@ -108,11 +117,15 @@ class Producer:
         self._closed = False
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
-        self._counts: dict[str, Counts] = {}
         self._losses: dict[str, Losses] = {}
         self._stopping: dict[str, ConsumerThread] = {}
         self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
         self._forget_consumers()
+
+    def share(self, slots: Slots) -> None:
+        """Count, in a pool process, where the main process can read it."""
+        self._slots = slots
+        self.ledger.share(slots)
 
     def _forget_consumers(self) -> None:
         self._consumers: dict[str, ConsumerThread] = {}
@@ -121,15 +134,53 @@ class Producer:
         self._loss_line_due_at: float | None = None
 
     def notify(self, event: JobEvent) -> None:
-        """Publish an event; never block, never raise.
+        """Publish an event; never block, never raise."""
+        self.put(self.delivery(event))
+
+    def delivery(self, event: JobEvent, note: int | None = None) -> Delivery:
+        """Return what `put` takes.
+
+        Args:
+            event: the event.
+            note: the note, in this process's slot, of the attempt that it
+                starts or ends. The main process tells, should this one die,
+                what no consumer can have heard of.
+        """
+        return Delivery(event, hands.get(), note)
+
+    def put(self, delivery: Delivery) -> None:
+        """Publish an event; never block, never raise. Twice is harmless.
 
         Called on the thread that runs the job. Costs the same whatever the
         number and the state of the consumers. Safe inside of a signal handler
         that interrupted another call of it.
         """
-        if self._inbox.qsize() >= self._inbox_size and self._refuse(event):
+        if self._inbox.qsize() >= self._inbox_size and self._refuse(delivery.event):
+            self._say_told(delivery)
             return
-        self._inbox.put(Delivery(event, hands.get()))
+        slots = self._slots
+        if slots is not None and slots.mine is not None:
+            slots.mine.count_published()
+        self._inbox.put(delivery)
+        if self._thread is None:
+            self._start()
+
+    def announce(self, notice: blinker.NamedSignal, **facts: Any) -> None:
+        """Send a notice about the whole broadcast, on the broadcast's own thread."""
+        self._ask(partial(notices.send, notice, **facts))
+
+    def report_died(self, pid: int, lost: Mapping[str, int], not_offered: int) -> None:
+        """Say, on the broadcast's own thread, what a pool process that is gone took with it.
+
+        Args:
+            pid: the process.
+            lost: how many events each consumer there had pending.
+            not_offered: how many events hadn't been offered to anyone.
+        """
+        self._ask(partial(say_died, pid, lost, not_offered))
+
+    def _ask(self, request: Callable[[], None]) -> None:
+        self._inbox.put(request)
         if self._thread is None:
             self._start()
 
@@ -162,10 +213,13 @@ class Producer:
                 self._start()
 
     def stats(self) -> dict[str, ConsumerStats]:
-        """Return the numbers of every consumer of this process, by its name."""
-        nothing = Counts().stats(pending=0)
+        """Return the numbers of every consumer, by its name: here, and in processes below."""
+        return self.ledger.add_pool(self._own_stats())
+
+    def _own_stats(self) -> dict[str, ConsumerStats]:
+        nothing = Counts().stats()
         stats = {subscription.name: nothing for subscription in self._registry.subscriptions}
-        for name, counts in list(self._counts.items()):
+        for name, counts in self.ledger.own().items():
             consumer = self._consumers.get(name) or self._stopping.get(name)
             stats[name] = consumer.mailbox.stats() if consumer else counts.stats(pending=0)
         return stats
@@ -241,9 +295,13 @@ class Producer:
                     self._take_up_subscriptions()
                 if self._refused:
                     self._count_refused()
-                self._note_losses(self._dispatcher.dispatch(item))
+                if isinstance(item, Delivery):
+                    self._deliver(item)
+                else:
+                    item()
             except Exception:
-                logger.exception("broadcast can't deliver %s; it is lost", item.event)
+                what = item.event if isinstance(item, Delivery) else item
+                logger.exception("broadcast can't deliver %s; it is lost", what)
             del item  # or the last event of the process, and its result, would live on
         self._count_refused()
         self._stopping = self._consumers
@@ -251,6 +309,29 @@ class Producer:
         for consumer in self._stopping.values():
             consumer.stop()
         item.reached.set()
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if not delivery.taken:
+            delivery.taken = True
+            self._dispatch(delivery)
+        self._count_dispatched()
+
+    def _dispatch(self, delivery: Delivery) -> None:
+        # First: what a consumer may have heard, nobody tells again.
+        self._say_told(delivery)
+        self._note_losses(self._dispatcher.dispatch(delivery))
+
+    def _say_told(self, delivery: Delivery) -> None:
+        if delivery.note is None or self._slots is None or self._slots.mine is None:
+            return
+        if isinstance(delivery.event, JobStarted):
+            self._slots.mine.say_start_told(delivery.note)
+        else:
+            self._slots.mine.close(delivery.note)
+
+    def _count_dispatched(self) -> None:
+        if self._slots is not None and self._slots.mine is not None:
+            self._slots.mine.count_dispatched()
 
     def _say_started(self) -> None:
         names = list(self._consumers)
@@ -265,7 +346,7 @@ class Producer:
             )
         notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
 
-    def _next_item(self) -> Delivery | _DrainRequest:
+    def _next_item(self) -> Delivery | _DrainRequest | Callable[[], None]:
         """Wait for the next item; say what consumers lost whenever it is time for that."""
         while True:
             if self._loss_line_due_at is None:
@@ -301,7 +382,7 @@ class Producer:
         return Mailbox(
             size=self._settings.mailbox_size if size == FROM_SETTINGS else size,
             overflow=subscription.overflow or self._settings.overflow,
-            counts=self._counts.setdefault(subscription.name, Counts()),
+            counts=self.ledger.counts(subscription.name),
         )
 
     def _count_refused(self) -> None:
@@ -327,7 +408,7 @@ class Producer:
     def _say_losses(self, now: float) -> None:
         for name, losses in self._losses.items():
             if losses.due_in(now) == 0.0:
-                losses.say(self._counts[name].stats(pending=0).dropped, now)
+                losses.say(self.ledger.counts(name).stats().dropped, now)
         self._plan_loss_line(now)
 
     # On the thread that drains.
@@ -340,10 +421,10 @@ class Producer:
         left: Counter[str] = Counter()
         request = _DrainRequest()
         self._inbox.put(request)
-        if self._thread is None:  # none was to be had: then it is done here
-            self._serve()
+        if self._thread is None and not request.reached.is_set():
+            self._serve()  # no thread was to be had: then it is done here
         grace = started + _GRACE_SECONDS
-        if not request.reached.wait(max(deadline, grace) - time.monotonic()):
+        if not wait_until_set(request.reached, max(deadline, grace)):
             left += self._drop_inbox(request)
         consumers = {**self._consumers, **self._stopping}
         try:
@@ -368,7 +449,9 @@ class Producer:
             while True:
                 item = self._inbox.get_nowait()
                 if isinstance(item, Delivery):
+                    self._say_told(item)
                     left.update(self._dispatcher.refuse(kind_of(item.event), 1, DRAIN_TIMEOUT))
+                    self._count_dispatched()
         self._inbox.put(request)  # for the thread, when it goes on
         logger.error("broadcast can't stop its thread: some receiver of a notice doesn't return")
         return left
@@ -376,7 +459,7 @@ class Producer:
     def _say_drained(self, drained: Drained, left: Counter[str], seconds: float) -> None:
         now = time.monotonic()
         for name, losses in self._losses.items():
-            losses.say(self._counts[name].stats(pending=0).dropped, now)
+            losses.say(self.ledger.counts(name).stats().dropped, now)
         if drained.left:
             shares = ", ".join(f"{name}: {count}" for name, count in left.items() if count)
             logger.warning(
@@ -393,7 +476,7 @@ class Producer:
         )
 
     def _handled(self) -> int:
-        return sum(stats.handled + stats.failed for stats in self.stats().values())
+        return sum(stats.handled + stats.failed for stats in self._own_stats().values())
 
     def _empty_inbox(self) -> int:
         """Take everything out of the inbox; return how many events that were."""

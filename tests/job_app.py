@@ -36,6 +36,13 @@ def sleeps(seconds: float) -> None:
     time.sleep(seconds)
 
 
+@app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def is_sent_back(self: Task[..., None], seconds: float) -> None:
+    """Sleep the first time; when it comes back, it has done enough."""
+    if not (self.request.delivery_info or {}).get("redelivered"):
+        time.sleep(seconds)
+
+
 @app.task
 def fails(message: str) -> None:
     raise ValueError(message)

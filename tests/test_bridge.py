@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import time
 import weakref
+from collections import defaultdict
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from types import SimpleNamespace
+from functools import partial
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery, signals
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from kombu import Exchange, Queue
 from recorder import Recorder
+from test_slots import as_in_a_child
 
 import celery_broadcast
+from celery_broadcast import installation
 from celery_broadcast.bridge import produced_events
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
@@ -32,6 +45,7 @@ from celery_broadcast.events import (
     JobRevoked,
     JobStarted,
 )
+from celery_broadcast.slots import Slots
 
 
 @pytest.fixture
@@ -628,3 +642,73 @@ def test_the_bridge_connects_each_signal_once_however_often_it_is_asked(
         celery_broadcast.install(broadcasting_app)
 
     assert len(signals.task_prerun.receivers) == before
+
+
+# The soft time limit strikes wherever the job's thread happens to be.
+
+
+class Strike:
+    """Raises the soft time limit at one line of the package that this thread comes to."""
+
+    def __init__(self, line: int) -> None:
+        self.lines_left = line
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Strike:
+        if event == "line" and "/celery_broadcast/" in frame.f_code.co_filename:
+            self.lines_left -= 1
+            if self.lines_left == 0:
+                raise SoftTimeLimitExceeded
+        return self
+
+
+def lines_until_done(line: int, function: Callable[[], object]) -> bool:
+    """Call a function that is struck at a line; return whether it came so far."""
+    strike = Strike(line)
+    before = sys.gettrace()
+    sys.settrace(strike)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return strike.lines_left <= 0
+
+
+@pytest.mark.parametrize("struck", ["task_prerun", "task_postrun"])
+def test_wherever_the_soft_time_limit_strikes_a_job_has_one_start_and_one_end(
+    broadcasting_app: Celery, recorder: Recorder, struck: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = broadcasting_app.task(works)
+    bridge = installation._bridge
+    assert bridge is not None
+    bridge._share(slots := as_in_a_child(Slots(count=1)))
+    assert slots.mine is not None
+    was_struck, line = True, 0
+
+    while was_struck:
+        line += 1
+        task.push_request(id=f"id-{line}", args=(), kwargs={}, called_directly=False)
+        facts = {"task_id": f"id-{line}", "task": task, "args": (), "kwargs": {}}
+        send_start = partial(signals.task_prerun.send, sender=task, **facts)
+        send_end = partial(
+            signals.task_postrun.send, sender=task, **facts, retval=None, state="SUCCESS"
+        )
+        for name, send in (("task_prerun", send_start), ("task_postrun", send_end)):
+            if name == struck:
+                was_struck = lines_until_done(line, send)
+            else:
+                send()
+        task.pop_request()
+
+    assert line > 30  # it struck in many places
+    kinds_of: defaultdict[str, list[type[JobEvent]]] = defaultdict(list)
+    for event in told(recorder):
+        kinds_of[event.task_id].append(type(event))
+    # Where it has not come to the first line there is nothing to go on with: a job
+    # without a start has no end, and else the main process will tell of one.
+    first = kinds_of.pop("id-1", [])
+    assert first == ([JobStarted] if struck == "task_postrun" else [])
+    left_open = [running.facts["task_id"] for _, running in slots.mine.open_notes() if running]
+    assert left_open == ["id-1"] * len(first)
+    assert len(kinds_of) == line - 1
+    assert all(kinds == [JobStarted, JobFinished] for kinds in kinds_of.values())
+    caplog.clear()

@@ -11,9 +11,10 @@ from recorder import BrokenConsumer, Recorder, make_event, numbered, subscribe
 from celery_broadcast import notices
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.consumer_thread import ConsumerThread, hands
+from celery_broadcast.counts import GAVE_UP
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished
-from celery_broadcast.mailbox import GAVE_UP, Mailbox
+from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.restarts import Restarts
 
 NOBODY: frozenset[str] = frozenset()

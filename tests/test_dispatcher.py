@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorder import make_event, numbered, subscribe
 
+from celery_broadcast.counts import INBOX_FULL, MAILBOX_FULL
 from celery_broadcast.dispatcher import Delivery, Dispatcher, kind_of
 from celery_broadcast.events import (
     EVENT_TYPES,
@@ -16,7 +17,7 @@ from celery_broadcast.events import (
     JobFinished,
     JobStarted,
 )
-from celery_broadcast.mailbox import INBOX_FULL, MAILBOX_FULL, Mailbox
+from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.subscription import Subscription
 
 NOBODY: frozenset[str] = frozenset()

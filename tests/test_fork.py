@@ -130,8 +130,8 @@ def test_a_child_has_no_part_in_its_parents_attempts() -> None:
     attempts, request = Attempts(), object()
     attempts.start(request, Attempt(facts={}, started_monotonic=0.0))
 
-    assert in_child(lambda: attempts.end(request) is None)
-    assert attempts.end(request) is not None
+    assert in_child(lambda: attempts.find(request) is None)
+    assert attempts.find(request) is not None
 
 
 def test_what_is_gone_in_the_parent_is_not_kept_for_a_child() -> None:

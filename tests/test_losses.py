@@ -8,24 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_broadcast import notices
-from celery_broadcast.losses import Losses
-from celery_broadcast.mailbox import (
+from celery_broadcast.counts import (
     DRAIN_TIMEOUT,
     DROP_REASONS,
     GAVE_UP,
     INBOX_FULL,
     MAILBOX_FULL,
+    PROCESS_DIED,
     STOPPED,
 )
+from celery_broadcast.losses import Losses, say_died
 
 
 class Listener:
     """Keeps what the notice `events_dropped` tells."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, int, str]] = []
+        self.told: list[tuple[str | None, int, str]] = []
 
-    def __call__(self, consumer: str, *, count: int, reason: str) -> None:
+    def __call__(self, consumer: str | None, *, count: int, reason: str) -> None:
         self.told.append((consumer, count, reason))
 
 
@@ -67,7 +68,8 @@ def test_each_reason_has_a_remedy(
 
 
 def test_each_reason_is_in_the_test_above() -> None:
-    assert set(DROP_REASONS) == {MAILBOX_FULL, INBOX_FULL, STOPPED, DRAIN_TIMEOUT, GAVE_UP}
+    in_this_process = {MAILBOX_FULL, INBOX_FULL, STOPPED, DRAIN_TIMEOUT, GAVE_UP}
+    assert set(DROP_REASONS) == {*in_this_process, PROCESS_DIED}
 
 
 def test_a_loss_is_noticed() -> None:
@@ -129,7 +131,9 @@ def test_a_loss_is_said_a_second_after_it_and_then_once_a_minute() -> None:
 
 
 @given(
-    drops=st.lists(st.dictionaries(st.sampled_from(DROP_REASONS), st.integers(1, 10)), max_size=10)
+    drops=st.lists(
+        st.dictionaries(st.sampled_from(DROP_REASONS[:-1]), st.integers(1, 10)), max_size=10
+    )
 )
 def test_every_loss_is_told_exactly_once(drops: list[dict[str, int]]) -> None:
     listener = Listener()
@@ -145,3 +149,21 @@ def test_every_loss_is_told_exactly_once(drops: list[dict[str, int]]) -> None:
     for _, count, reason in listener.told:
         told[reason] += count
     assert told == dropped
+
+
+def test_what_a_dead_process_had_waiting_is_said_in_one_line_and_noticed_for_each_consumer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener()
+
+    with notices.events_dropped.connected_to(listener):
+        say_died(4121, {"store": 12, "pager": 1}, not_offered=2)
+
+    (record,) = caplog.records
+    shares = "store: 12, pager: 1, offered to nobody: 2"
+    assert record.getMessage() == f"pool process 4121 died with 15 events unhandled ({shares})"
+    assert listener.told == [
+        ("store", 12, PROCESS_DIED),
+        ("pager", 1, PROCESS_DIED),
+        (None, 2, PROCESS_DIED),
+    ]

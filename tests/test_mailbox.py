@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from celery_broadcast.mailbox import DRAIN_TIMEOUT, GAVE_UP, MAILBOX_FULL, STOPPED, Counts, Mailbox
+from celery_broadcast.counts import DRAIN_TIMEOUT, GAVE_UP, MAILBOX_FULL, STOPPED, Counts
+from celery_broadcast.mailbox import Mailbox
 
 
 def put_all(mailbox: Mailbox[int], items: range) -> list[bool]:

@@ -34,6 +34,7 @@ class RaisingListener(Listener):
 
 def test_the_notices_are_these() -> None:
     assert sorted(notice.name for notice in NOTICES) == [
+        "attempt-lost",
         "broadcast-drained",
         "broadcast-started",
         "consumer-failed",

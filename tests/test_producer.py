@@ -22,9 +22,9 @@ from recorder import (
 )
 
 from celery_broadcast import notices
+from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, MAILBOX_FULL, ConsumerStats
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished, JobStarted
-from celery_broadcast.mailbox import DRAIN_TIMEOUT, INBOX_FULL, MAILBOX_FULL, ConsumerStats
 from celery_broadcast.producer import Drained, Producer
 from celery_broadcast.settings import Settings
 from celery_broadcast.subscription import Registry
@@ -419,6 +419,36 @@ def test_a_drain_that_is_interrupted_leaves_a_broadcast_that_works(
     assert recorder.task_ids == ["1", "2"]
     assert all(conserved(stats) for stats in producer.stats().values())
     assert producer.stats()["stuck"].dropped == {DRAIN_TIMEOUT: 1}
+
+
+def test_a_drain_whose_request_is_served_at_once_waits_for_nothing_more(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    producer.notify(make_event(JobFinished))
+    recorder.wait_for(1)
+    put = producer._inbox.put
+
+    class Inbox:
+        """Lets the producer's thread end before whoever requested that goes on."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(inbox, name)
+
+        def put(self, item: object) -> None:
+            put(item)  # type: ignore[arg-type]
+            wait_until(lambda: producer._thread is None)
+
+    inbox, producer._inbox = producer._inbox, Inbox()  # type: ignore[assignment]
+    drained: list[Drained] = []
+    drainer = threading.Thread(target=lambda: drained.append(producer.drain()), daemon=True)
+
+    drainer.start()
+    drainer.join(10.0)
+
+    assert [result.left for result in drained] == [0]
+    producer._inbox = inbox
 
 
 def test_what_strikes_while_the_thread_starts_makes_no_second_one(

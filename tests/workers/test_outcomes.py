@@ -83,7 +83,7 @@ OUTCOMES = {
     "killed": Outcome("sleeps", ["JobStarted", "JobFailed"], (60,), after_start=kill),
     "revoked": Outcome("sleeps", ["JobStarted", "JobRevoked"], (60,), after_start=revoke),
     "revoked and survives": Outcome(
-        "survives", ["JobStarted", "JobRevoked"], (2,), after_start=revoke
+        "survives", ["JobStarted", "JobFinished"], (2,), after_start=revoke
     ),
     "revoked by a kill": Outcome(
         "sleeps", ["JobStarted", "JobRevoked"], (60,), after_start=revoke_by_kill

@@ -1,0 +1,402 @@
+"""What the main process of a worker ends, because the process that ran it is gone.
+
+A pool process tells the ends of its own attempts for as long as it lives. What
+it noted and did not end, the main process ends when the system says that it is
+gone: as Celery's news of the job say, or, where Celery has no news, because
+the process died.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+from celery_broadcast import fork
+from celery_broadcast.attempts import Attempt, ending_of
+from celery_broadcast.events import JobEnded, JobFailed, JobLost, JobRetried
+from celery_broadcast.ledger import Ledger
+from celery_broadcast.slots import ABANDONED, CLOSED, RUNNING, Running, Slot, Slots
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+# Two tellings of one end come within seconds of each other.
+_ENDS_REMEMBERED = 1_000
+
+# Where Celery can't tell that a job's process is gone, it waits for ten seconds
+# before it says so (billiard/pool.py, LOST_WORKER_TIMEOUT).
+_SECONDS_TO_WAIT_FOR_NEWS = 15.0
+
+_FIRST_LOOK_SECONDS = 0.05
+_SLOWEST_LOOK_SECONDS = 1.0
+
+
+class News(msgspec.Struct, frozen=True, kw_only=True):
+    """What Celery told the main process of the end of a job.
+
+    Attributes:
+        event_type: how it ended.
+        facts: the fields of `JobEvent`, as far as the news have them.
+        details: the fields that `event_type` adds.
+        had_started: whether the job was given to a process.
+        retries: which attempt; None if the news don't say.
+    """
+
+    event_type: type[JobEnded]
+    facts: Mapping[str, Any]
+    details: Mapping[str, Any]
+    had_started: bool
+    retries: int | None = None
+
+
+class _Dead(msgspec.Struct, frozen=True):
+    """An attempt whose process is gone, or won't end it.
+
+    Attributes:
+        running: the attempt.
+        pid: its process.
+        is_start_told: whether a consumer may have heard of its start.
+        since: when that was found, in seconds of the monotonic clock. Celery
+            may still have news.
+    """
+
+    running: Running
+    pid: int
+    is_start_told: bool
+    since: float = msgspec.field(default_factory=time.monotonic)
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    """News of a process that still lives: it has the last word as long as it does.
+
+    Attributes:
+        news: what it is about to die of, as far as Celery knows.
+        candidates: where the attempts are noted that this may be about.
+    """
+
+    news: News
+    candidates: list[tuple[Slot, int, Running]]
+
+
+class End(msgspec.Struct, frozen=True):
+    """The end of an attempt, to be published.
+
+    Attributes:
+        event_type: how it ended.
+        attempt: the attempt.
+        details: the fields that `event_type` adds.
+        of_gone: whether it had started, in a process that is gone.
+        is_start_told: whether a consumer may have heard of its start.
+    """
+
+    event_type: type[JobEnded]
+    attempt: Attempt
+    details: Mapping[str, Any]
+    of_gone: bool = True
+    is_start_told: bool = True
+
+
+#: Gives the fields that `JobFailed` adds if that process has died.
+Died: TypeAlias = Callable[[int], Mapping[str, Any]]
+
+#: Says what a process took with it: its pid, how many events of which consumer,
+#: and how many that no consumer was offered.
+Report: TypeAlias = Callable[[int, Mapping[str, int], int], None]
+
+
+class _Occasion(enum.Enum):
+    """Why to look who is gone, but for news."""
+
+    ASKED = enum.auto()
+    FORK = enum.auto()
+    ALL_IS_TOLD = enum.auto()
+    LEAVING = enum.auto()
+
+
+class Survivor:
+    """Speaks for the pool processes that can't any more.
+
+    Its methods may be called on any thread, and inside of a signal handler
+    that has interrupted another of them: each leaves a message, and whoever
+    comes first works through all there are.
+
+    Args:
+        ledger: where the numbers of processes that are gone are kept.
+        publish: publishes an end; must neither block nor raise.
+        died: what `JobFailed` tells of a job whose process died.
+        report: says what such a process took with it.
+    """
+
+    def __init__(
+        self, ledger: Ledger, *, publish: Callable[[End], None], died: Died, report: Report
+    ) -> None:
+        self._ledger = ledger
+        self._publish = publish
+        self._died = died
+        self._report = report
+        self._slots: Slots | None = None
+        self.forget()
+        fork.starts_clean(self)
+
+    def forget(self) -> None:
+        """Forget all: a forked child survives nobody."""
+        self._messages: deque[News | _Occasion] = deque()
+        self._working = threading.Lock()
+        self._dead: list[_Dead] = []
+        self._verdicts: list[_Verdict] = []
+        self._ends: deque[End] = deque()
+        self._told: deque[str] = deque(maxlen=_ENDS_REMEMBERED)
+        self._timer: threading.Timer | None = None
+        self._pause = _FIRST_LOOK_SECONDS
+        self._rubbish_said = False
+
+    def share(self, slots: Slots) -> None:
+        """Speak for the processes that have these slots."""
+        self._slots = slots
+
+    def before_fork(self) -> None:
+        """Have a look: a process is often born because another has died."""
+        if self._is_main():
+            self._leave_message(_Occasion.FORK)
+
+    def hear(self, news: News) -> None:
+        """End the attempt that the news are about, now or when its process is gone."""
+        self._leave_message(news)
+
+    def look(self) -> None:
+        """See who is gone."""
+        self._leave_message(_Occasion.ASKED)
+
+    def note_that_all_is_told(self) -> None:
+        """End the attempts of all whose status was asked for: Celery won't tell more of them.
+
+        Called before a process is made in place of another.
+        """
+        self._leave_message(_Occasion.ALL_IS_TOLD)
+
+    def leave(self) -> None:
+        """End every attempt there still is: the main process is about to go."""
+        self._leave_message(_Occasion.LEAVING)
+        self.stop()
+
+    def stop(self) -> None:
+        """Look no more by itself."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _is_main(self) -> bool:
+        return self._slots is not None and self._slots.are_below()
+
+    def _leave_message(self, message: News | _Occasion) -> None:
+        self._messages.append(message)
+        while self._messages:
+            if not self._working.acquire(blocking=False):
+                return  # whoever is at work will find it
+            try:
+                while self._messages:
+                    self._work(self._messages.popleft())
+            finally:
+                self._working.release()
+
+    # One at a time from here on.
+
+    def _work(self, message: News | _Occasion) -> None:
+        is_leaving = message is _Occasion.LEAVING
+        is_before_fork = message is _Occasion.FORK or message is _Occasion.ALL_IS_TOLD
+        if self._slots is not None and self._slots.are_below():
+            self._bury(self._slots.gone(reaped=not is_leaving))
+            self._carry_out_verdicts()
+        if isinstance(message, News):
+            self._take_in(message)
+        if message is not _Occasion.ASKED:
+            self._pause = _FIRST_LOOK_SECONDS
+        if is_leaving:
+            self._end_all()
+        self._give_up_waiting(message)
+        # Not just before a fork: consumers that start then may hold locks of
+        # theirs while the child is born.
+        while self._ends and not is_before_fork:
+            self._publish(self._ends.popleft())
+        if (self._dead or self._verdicts or self._ends) and not is_leaving:
+            self._look_again_soon()
+
+    def _bury(self, slots: list[Slot]) -> None:
+        """Take down what processes that are gone have left behind."""
+        for slot in slots:
+            pid, not_dispatched = slot.pid, slot.not_dispatched()
+            for note, running in slot.open_notes():
+                ending = ending_of(slot.state(note))
+                slot.set_state(note, CLOSED)
+                if running is None:
+                    self._say_rubbish(pid)
+                    continue
+                dead = _Dead(running, pid, slot.is_start_told(note))
+                # What it had published and nobody has heard is told again.
+                not_dispatched -= (not dead.is_start_told) + (ending is not None)
+                if ending is not None:
+                    self._end_dead(ending, dead)
+                elif running.eager:
+                    self._end_dead(JobFailed, dead)
+                else:
+                    self._dead.append(dead)
+            lost = self._ledger.bury(slot)
+            if lost or not_dispatched > 0:
+                self._report(pid, lost, max(0, not_dispatched))
+
+    def _carry_out_verdicts(self) -> None:
+        """End what has ended as the news said; forget news of what ended otherwise."""
+        standing = []
+        for verdict in self._verdicts:
+            undecided = []
+            for candidate in verdict.candidates:
+                slot, note, running = candidate
+                dead = [dead for dead in self._dead if dead.running == running]
+                if dead:
+                    self._dead.remove(dead[0])
+                    self._end_by_news(verdict.news, dead[0])
+                elif slot.read(note) == running and slot.state(note) == ABANDONED:
+                    slot.set_state(note, CLOSED)
+                    # It tells the start itself, before it goes.
+                    self._end_by_news(verdict.news, _Dead(running, slot.pid, is_start_told=True))
+                elif slot.read(note) == running and slot.state(note) == RUNNING:
+                    undecided.append(candidate)
+            if undecided:
+                standing.append(_Verdict(verdict.news, undecided))
+        self._verdicts = standing
+
+    def _take_in(self, news: News) -> None:
+        dead = [dead for dead in self._dead if _is_about(news, dead.running)]
+        if dead:
+            last = max(dead, key=lambda dead: dead.running.started_monotonic)
+            self._dead.remove(last)
+            self._end_by_news(news, last)
+        elif candidates := self._living_candidates(news):
+            self._verdicts.append(_Verdict(news, candidates))
+            self._carry_out_verdicts()
+        elif not self._has_ended(news):
+            self._told.append(news.facts["task_id"])
+            attempt = Attempt(facts=news.facts, started_monotonic=None)
+            self._ends.append(End(news.event_type, attempt, news.details, of_gone=False))
+
+    def _living_candidates(self, news: News) -> list[tuple[Slot, int, Running]]:
+        if not self._is_main() or self._slots is None:
+            return []
+        return [
+            (slot, note, running)
+            for slot in self._slots.living()
+            for note, running in slot.notes_of(news.facts["task_id"])
+            if slot.state(note) in {RUNNING, ABANDONED} and _is_about(news, running)
+        ]
+
+    def _has_ended(self, news: News) -> bool:
+        """Tell whether news that nothing is left for are of an attempt that was ended before.
+
+        Celery tells twice of a job that passed its hard time limit: when the
+        limit passes, and when the process has been killed. And a cold shutdown
+        cancels jobs that have ended in their own process, while their results
+        are on the way.
+        """
+        task_id = news.facts["task_id"]
+        if task_id in self._told:
+            return True
+        if not news.had_started or self._slots is None or not self._slots.are_used():
+            return False
+        if self._slots.has_ended(task_id, news.retries):
+            return True
+        # What goes back without having started has no end, for it had no start.
+        return news.event_type is JobRetried and not self._slots.refused
+
+    def _give_up_waiting(self, message: News | _Occasion) -> None:
+        """End attempts of which Celery has no news, and won't have any.
+
+        While the worker goes on, that means that the job will run again: its
+        message goes back to the broker, or to another process, if this one
+        died before Celery had heard that it began. When the main process goes,
+        a message that is acknowledged already goes with it.
+        """
+        is_leaving = message is _Occasion.LEAVING
+        all_told = is_leaving or message is _Occasion.ALL_IS_TOLD
+        now = time.monotonic()
+        waiting, self._dead = self._dead, []
+        for dead in waiting:
+            if all_told or now - dead.since > _SECONDS_TO_WAIT_FOR_NEWS:
+                is_gone = is_leaving and not dead.running.acks_late
+                self._end_dead(JobFailed if is_gone else JobLost, dead)
+            else:
+                self._dead.append(dead)
+
+    def _end_all(self) -> None:
+        """End what living processes run: nobody will be there to hear how that ends."""
+        if self._slots is None or not self._slots.are_below():
+            return
+        for slot in self._slots.living():
+            for note, running in slot.open_notes():
+                if running is None or slot.state(note) not in {RUNNING, ABANDONED}:
+                    continue
+                slot.set_state(note, CLOSED)
+                dead = _Dead(running, slot.pid, slot.is_start_told(note))
+                news = [
+                    verdict.news for verdict in self._verdicts if _is_about(verdict.news, running)
+                ]
+                if news:
+                    self._end_by_news(news[0], dead)
+                else:
+                    self._dead.append(dead)
+        self._verdicts = []
+
+    def _end_by_news(self, news: News, dead: _Dead) -> None:
+        attempt = _attempt(dead.running, news.facts)
+        end = End(news.event_type, attempt, news.details, is_start_told=dead.is_start_told)
+        self._ends.append(end)
+
+    def _end_dead(self, event_type: type[JobEnded], dead: _Dead) -> None:
+        tells_why = issubclass(event_type, (JobFailed, JobRetried))
+        details = self._died(dead.pid) if tells_why else {}
+        attempt = _attempt(dead.running, {})
+        self._ends.append(End(event_type, attempt, details, is_start_told=dead.is_start_told))
+
+    def _say_rubbish(self, pid: int) -> None:
+        if not self._rubbish_said:
+            self._rubbish_said = True
+            logger.error(
+                "broadcast can't read what pool process %d was running: something has written over "
+                "its memory. That attempt has no end; this is said once",
+                pid,
+            )
+
+    def _look_again_soon(self) -> None:
+        if self._timer is not None and self._timer.is_alive():
+            return
+        timer = threading.Timer(self._pause, self._look_again)
+        timer.name, timer.daemon = "broadcast-survivor", True
+        try:
+            timer.start()
+        except RuntimeError:  # no thread to be had; the next death or news look again
+            return
+        self._timer = timer
+        self._pause = min(2 * self._pause, _SLOWEST_LOOK_SECONDS)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        try:
+            self.look()
+        except Exception:
+            logger.exception("broadcast failed to look after its pool processes")
+
+
+def _is_about(news: News, running: Running) -> bool:
+    facts = running.facts
+    if not news.had_started or running.eager or facts["task_id"] != news.facts["task_id"]:
+        return False
+    return news.retries is None or news.retries == facts.get("retries")
+
+
+def _attempt(running: Running, news: Mapping[str, Any]) -> Attempt:
+    return Attempt(facts={**news, **running.facts}, started_monotonic=running.started_monotonic)
