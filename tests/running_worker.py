@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,8 @@ def running_worker(
     *,
     pool: str = "prefork",
     concurrency: int = 2,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningWorker]:
     """Run a worker with a queue of its own, for as long as the `with` lasts.
 
@@ -66,6 +68,8 @@ def running_worker(
             on if they don't say otherwise.
         pool: such as "prefork".
         concurrency: how many processes, threads or greenlets.
+        arguments: further arguments of the command line.
+        environment: further environment variables.
     """
     name = f"worker-{os.getpid()}-{next(_numbers)}"
     config = {"broadcast_enabled": True, "task_default_queue": name, **config}
@@ -76,7 +80,8 @@ def running_worker(
             config,
             pool=pool,
             concurrency=concurrency,
-            environment={reports.LISTENER: listener.path},
+            arguments=arguments,
+            environment={**(environment or {}), reports.LISTENER: listener.path},
         ) as process,
         Celery(set_as_current=False) as app,
     ):
