@@ -1,20 +1,16 @@
-"""How the broadcast starts with a worker, and what it does when one stops."""
+"""How the broadcast starts with a worker, or doesn't."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
-from nodes.deadline import wait_until
 from reports import CallReport, EventReport
 from running_worker import RunningWorker, running_worker
 
 pytestmark = [pytest.mark.worker, pytest.mark.xdist_group("redis")]
-
-PLUGIN = "celery_broadcast.plugin"
 
 
 class StartWorker(Protocol):
@@ -31,66 +27,6 @@ def start_worker(broker_config: Callable[[str], dict[str, Any]]) -> Iterator[Sta
             return workers.enter_context(worker)
 
         yield start
-
-
-def with_slow_consumer(**config: Any) -> dict[str, Any]:
-    return {"imports": [PLUGIN, "job_app_slow"], **config}
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
-def test_a_warm_stop_handles_what_waits(start_worker: StartWorker, pool: str) -> None:
-    worker = start_worker(pool=pool, **with_slow_consumer())
-    for number in range(20):
-        worker.send("ok", number)
-    worker.listener.wait_for(20, EventReport, consumer="trail", event="JobFinished")
-
-    assert worker.stop() == 0
-
-    assert len(worker.listener.reports(EventReport, consumer="slow")) == 20
-    assert "broadcast drained" in worker.process.logs()
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
-def test_a_cold_stop_handles_what_waits(start_worker: StartWorker, pool: str) -> None:
-    worker = start_worker(pool=pool, **with_slow_consumer())
-    for number in range(10):
-        worker.send("ok", number)
-    worker.listener.wait_for(10, EventReport, consumer="trail", event="JobFinished")
-    # A SIGQUIT that interrupts the reading of a result can hang Celery for good: it stops
-    # the pool inside of its signal handler (celery/apps/worker.py, on_cold_shutdown).
-    wait_until(worker.is_idle, 30)
-
-    worker.process.kill("SIGQUIT")
-    worker.process.wait(30)
-
-    assert len(worker.listener.reports(EventReport, consumer="slow")) == 10
-
-
-def test_a_recycled_process_handles_what_waits_before_it_goes(start_worker: StartWorker) -> None:
-    worker = start_worker(**with_slow_consumer(worker_max_tasks_per_child=5))
-    for number in range(40):
-        worker.send("ok", number)
-
-    ends = worker.listener.wait_for(40, EventReport, consumer="slow")
-
-    assert len({report.pid for report in ends}) >= 8
-    worker.stop()
-    assert len(worker.listener.reports(EventReport, consumer="slow")) == 40
-
-
-def test_a_stuck_consumer_does_not_hold_the_exit_beyond_the_deadline(
-    start_worker: StartWorker,
-) -> None:
-    worker = start_worker(
-        imports=[PLUGIN, "job_app_consumers", "job_app_stuck"], broadcast_drain_timeout=0.5
-    )
-    worker.send("ok", 1)
-    worker.listener.wait_for(2, EventReport, consumer="trail")
-
-    assert worker.stop() == 0
-
-    log = worker.process.logs()
-    assert re.search(r"stopped after \d\.\d s with 2 events unhandled \(stuck: 2\)", log)
 
 
 def test_a_consumer_is_set_up_in_each_process_that_has_events_and_torn_down_there(
