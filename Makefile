@@ -1,12 +1,14 @@
 # All that a machine with Python 3.10 or newer and make needs:
 #   make demo   shows what it does
 #   make test   runs all the tests; make test-fast those that need seconds only
+#   make celery-tests  runs Celery's own tests with it off and on, in some minutes
 #   make bench  measures what it costs, in some minutes
+#   make chaos  kills the processes of a busy worker, and checks what is told of its jobs
 
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test test-fast bench lint types clean
+.PHONY: demo test test-fast celery-tests bench chaos lint types clean
 
 demo: $(VENV)/with-demo
 	$(VENV)/bin/python -m example_project.demo
@@ -20,9 +22,17 @@ test: test-fast
 test-fast: $(VENV)/with-test
 	$(VENV)/bin/python -m pytest -m "not worker"
 
+# Each of Celery's unit tests must end the same way with the broadcast on as without it.
+celery-tests: $(VENV)/with-dev
+	$(VENV)/bin/tox run -e celery-tests
+
 # On a machine that does nothing else.
 bench: $(VENV)/with-demo
 	$(VENV)/bin/python -m benchmarks
+
+# Some minutes; the seed it prints repeats it: make chaos OPTIONS="--seed 7 --jobs 1000 --kills 50"
+chaos: $(VENV)/with-test
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(VENV)/bin/python -m chaos $(OPTIONS)
 
 lint: $(VENV)/with-dev
 	$(VENV)/bin/ruff check
