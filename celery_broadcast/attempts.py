@@ -92,7 +92,8 @@ class Attempts:
                 eager=attempt.eager,
                 acks_late=attempt.acks_late,
             )
-            slot.write(attempt.note, running)
+            if not slot.write(attempt.note, running):
+                self.close(attempt)
 
     def leave_start_untold(self, attempt: Attempt) -> None:
         """Note that nobody wants to hear of the start."""

@@ -7,9 +7,14 @@ there for ever, and what waits in their queues would be handled twice.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import weakref
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Forgetful(Protocol):
@@ -41,12 +46,23 @@ def starts_clean(instance: Forgetful) -> None:
 def _prepare_all() -> None:
     for instance in list(_forgetful):
         if isinstance(instance, Preparing):
-            instance.before_fork()
+            with _others_going_on():
+                instance.before_fork()
 
 
 def _forget_all() -> None:
     for instance in list(_forgetful):
-        instance.forget()
+        with _others_going_on():
+            instance.forget()
+
+
+@contextlib.contextmanager
+def _others_going_on() -> Iterator[None]:
+    """Keep an error of one instance from the others."""
+    try:
+        yield
+    except Exception:
+        logger.exception("broadcast failed around a fork")
 
 
 os.register_at_fork(before=_prepare_all, after_in_child=_forget_all)

@@ -161,14 +161,21 @@ class Slot:
         except IndexError:
             return None
 
-    def write(self, note: int, running: Running) -> None:
-        """Note an attempt that starts. What doesn't fit, or can't be written, is left out."""
+    def write(self, note: int, running: Running) -> bool:
+        """Note an attempt that starts. What doesn't fit, or can't be written, is left out.
+
+        Returns:
+            False if not even the job's id can be written: then nothing is noted.
+        """
         text = _encode(running)
+        if not text:
+            return False
         start = _NOTES_FROM + note * _NOTE
         self._memory[start : start + len(text)] = text
         self._ints[_STATES // 4 + 2 * note + 1] = len(text)
         self._ints[_STARTS // 4 + note] = 0
         self.set_state(note, RUNNING)
+        return True
 
     def state(self, note: int) -> int:
         """Return the state of a note."""
@@ -413,7 +420,8 @@ class Slots:
 
 def row_key(name: str) -> str:
     """Return as much of a consumer's name as fits into its row."""
-    return name.encode(errors="replace")[: _ROW - _ROW_NAME].decode(errors="ignore")
+    text = name.encode(errors="replace")[: _ROW - _ROW_NAME].rstrip(b"\0")
+    return text.decode(errors="ignore")
 
 
 def _new_memory(size: int) -> mmap.mmap:

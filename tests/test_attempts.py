@@ -287,6 +287,18 @@ def test_an_attempt_for_which_there_is_no_note_ends_all_the_same() -> None:
     assert [slot.state(note) for note in range(NOTES)] == [RUNNING] * NOTES
 
 
+@pytest.mark.parametrize("task_id", ["x" * 2_000, "\ud800"])
+def test_an_attempt_whose_id_cannot_be_noted_is_known_here_alone(task_id: str) -> None:
+    attempts, slot = in_pool_process()
+
+    request, attempt = started(attempts, task_id)
+
+    assert slot.open_notes() == []
+    assert attempts.find(request) is attempt
+    assert attempts.can_end(attempt)
+    assert attempts.tell(attempt, JobFinished) is None
+
+
 def test_an_attempt_that_the_parent_has_ended_cannot_be_ended_again() -> None:
     attempts, slot = in_pool_process()
     _, attempt = started(attempts, "id-1")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from conftest import broadcast_threads
 from recorder import Recorder, StuckConsumer, make_event, numbered, subscribe
 
@@ -140,3 +141,33 @@ def test_what_is_gone_in_the_parent_is_not_kept_for_a_child() -> None:
     Attempts()
 
     assert len(fork._forgetful) == before
+
+
+def test_an_error_around_a_fork_keeps_nobody_else_from_starting_clean(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        def before_fork(self) -> None:
+            raise RuntimeError("before")
+
+        def forget(self) -> None:
+            raise RuntimeError("after")
+
+    class Clean:
+        prepared = forgotten = False
+
+        def before_fork(self) -> None:
+            self.prepared = True
+
+        def forget(self) -> None:
+            self.forgotten = True
+
+    instances: list[fork.Forgetful] = [Clean(), Broken(), Clean(), Broken(), Clean()]
+    for instance in instances:
+        fork.starts_clean(instance)
+    clean = [instance for instance in instances if isinstance(instance, Clean)]
+
+    assert in_child(lambda: [each.prepared and each.forgotten for each in clean]) == [True] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "broadcast failed around a fork"
+    ] * 2
