@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from celery_broadcast import fork
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.events import EVENT_TYPES, JobEnded
 from celery_broadcast.slots import ABANDONED, CLOSED, Running, Slots
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 # The news of a greenlet that was stopped come at once, if they come.
 _MOST_WITHOUT_NEWS = 1_000
@@ -29,6 +32,30 @@ def ending_of(state: int) -> type[JobEnded] | None:
     return next((end for end, number in _ENDINGS.items() if number == state), None)
 
 
+class News(msgspec.Struct, frozen=True, kw_only=True):
+    """What Celery told the main process of the end of a job.
+
+    Attributes:
+        event_type: how it ended.
+        facts: the fields of `JobEvent`, as far as the news have them.
+        details: the fields that `event_type` adds.
+        had_started: whether the job was given to a process.
+        retries: which attempt; None if the news don't say.
+    """
+
+    event_type: type[JobEnded]
+    facts: Mapping[str, Any]
+    details: Mapping[str, Any]
+    had_started: bool
+    retries: int | None = None
+
+    def may_be_about(self, facts: Mapping[str, Any]) -> bool:
+        """Tell whether an attempt with these facts, that has started, may be meant."""
+        if not self.had_started or facts["task_id"] != self.facts["task_id"]:
+            return False
+        return self.retries is None or self.retries == facts.get("retries")
+
+
 class Attempt(msgspec.Struct, kw_only=True):
     """A started attempt.
 
@@ -43,6 +70,7 @@ class Attempt(msgspec.Struct, kw_only=True):
         traceback: what Celery told of a failure before the end, as text.
         start: its start, as it is published.
         end: its end, as it is published.
+        news: what Celery has told of its end while it was running.
     """
 
     facts: Mapping[str, Any]
@@ -53,6 +81,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     traceback: str = ""
     start: Delivery | None = None
     end: Delivery | None = None
+    news: News | None = None
 
 
 class Attempts:
@@ -65,6 +94,7 @@ class Attempts:
 
     def __init__(self) -> None:
         self._slots: Slots | None = None
+        self._not_noted_said = False
         self.forget()
         fork.starts_clean(self)
 
@@ -72,6 +102,7 @@ class Attempts:
         """Forget all: a forked child has no part in its parent's attempts."""
         self._open: dict[int, Attempt] = {}
         self._without_news: dict[str, deque[Attempt]] = {}
+        self._aborted: deque[Mapping[str, Any]] = deque(maxlen=_MOST_WITHOUT_NEWS)
 
     def share(self, slots: Slots) -> None:
         """Note each attempt of a pool process where its main process can read it."""
@@ -94,6 +125,16 @@ class Attempts:
             )
             if not slot.write(attempt.note, running):
                 self.close(attempt)
+                self._say_not_noted(attempt)
+
+    def _say_not_noted(self, attempt: Attempt) -> None:
+        if not self._not_noted_said:
+            self._not_noted_said = True
+            logger.warning(
+                "broadcast can't note a job with such an id: %.100r. If its process dies, it may "
+                "have no end, or two; this is said once in a process",
+                attempt.facts["task_id"],
+            )
 
     def leave_start_untold(self, attempt: Attempt) -> None:
         """Note that nobody wants to hear of the start."""
@@ -167,6 +208,31 @@ class Attempts:
         if len(self._without_news) > _MOST_WITHOUT_NEWS:
             return self.end_by_news(next(iter(self._without_news)))
         return None
+
+    def end_aborted(self, request: object) -> None:
+        """Note that the attempt is ended, of which Celery may yet have news in this process."""
+        attempt = self._open.pop(id(request), None)
+        if attempt is not None:
+            self._aborted.append(attempt.facts)
+
+    def was_aborted(self, news: News) -> bool:
+        """Tell, once, whether news are of an attempt that was ended without them."""
+        for facts in self._aborted:
+            if news.may_be_about(facts):
+                self._aborted.remove(facts)
+                return True
+        return False
+
+    def running(self, news: News) -> Attempt | None:
+        """Return the attempt that runs here and that the news are about; None if none does."""
+        return next(
+            (
+                attempt
+                for attempt in list(self._open.values())
+                if not attempt.eager and news.may_be_about(attempt.facts)
+            ),
+            None,
+        )
 
     def end_by_news(self, task_id: str) -> Attempt | None:
         """End the attempt that was left to the news which now come; None if none was."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
+import math
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ from celery import Celery, signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from celery_broadcast import notices
-from celery_broadcast.attempts import Attempt, Attempts
+from celery_broadcast.attempts import Attempt, Attempts, News
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
     EVENT_TYPES,
@@ -42,7 +43,7 @@ from celery_broadcast.facts import Facts, traceback_text
 from celery_broadcast.producer import Producer
 from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
-from celery_broadcast.survivor import End, News, Survivor
+from celery_broadcast.survivor import End, Survivor
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -50,6 +51,12 @@ _STATUS_OF_SIGNAL_0 = -256
 
 # A replacement that waits for longer is worth a line in the log.
 _LONG_DRAIN_SECONDS = 1.0
+
+# What is told at the very end is handled within a second, if all else took too long.
+_LAST_DRAIN_SECONDS = 1.0
+
+# Of this process; it outlives a bridge, and so do the pool processes.
+_slots: Slots | None = None
 
 # gevent starts the clock of a limit a little before the job.
 _LIMIT_SLACK_SECONDS = 0.5
@@ -117,6 +124,7 @@ class Bridge:
             report=producer.report_died,
         )
         self._slots: Slots | None = None
+        self._drain_until = math.inf
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.task_prerun, self.on_task_prerun),
             (signals.task_postrun, self.on_task_postrun),
@@ -134,7 +142,9 @@ class Bridge:
         for signal, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=f"celery_broadcast.{signal.name}")
         atexit.register(self._on_exit)
-        if _in_pool_process():  # a spawned one: a forked one inherits all this
+        if _slots is not None and _slots.are_below():
+            self._share(_slots)
+        elif _in_pool_process():  # a spawned one: a forked one inherits all this
             slots = Slots.of_parent()
             if slots is None or slots.mine is None:
                 logger.warning(
@@ -154,7 +164,8 @@ class Bridge:
 
     def _share(self, slots: Slots | None) -> None:
         """Let the processes of the pool and the main process know of each other."""
-        self._slots = slots
+        global _slots  # noqa: PLW0603  # a process has one
+        _slots = self._slots = slots
         if slots is not None:
             self._attempts.share(slots)
             self._survivor.share(slots)
@@ -186,8 +197,8 @@ class Bridge:
             self._attempts.leave_start_untold(attempt)
         if again:
             logger.warning(
-                "the soft time limit of %s[%s] struck while the broadcast was told of its start, "
-                "where no receiver of a signal can pass it on: the job runs without it",
+                "soft time limit of %s[%s] struck while the broadcast was told of its start, where "
+                "no receiver of a signal can pass it on: the job runs without it",
                 attempt.facts["task_name"],
                 task_id,
             )
@@ -301,7 +312,10 @@ class Bridge:
         if attempt is None:
             return
         flying = sys.exc_info()[1]
-        if flying is None or (not attempt.eager and _is_stopped(flying, task, request, attempt)):
+        if attempt.news is not None:
+            self._end(attempt.news.event_type, attempt, attempt.news.details)
+            self._attempts.end(request)
+        elif flying is None or (not attempt.eager and _is_stopped(flying, task, request, attempt)):
             # task_failure or task_revoked follow, in this process.
             forgotten = self._attempts.leave_to_news(request)
             if forgotten is not None:
@@ -310,7 +324,7 @@ class Bridge:
             self._attempts.leave_to_parent(request)
         else:
             self._end_failed(attempt, flying)
-            self._attempts.end(request)
+            self._attempts.end_aborted(request)
 
     def _is_told_by_parent(self, flying: BaseException) -> bool:
         """Tell whether this pool process is dying, of which its parent will tell.
@@ -348,17 +362,21 @@ class Bridge:
 
     def _hear(self, news: News) -> None:
         """End an attempt that is over in another process, or in a greenlet that is gone."""
-        attempt = self._attempts.end_by_news(news.facts["task_id"])
+        attempt = self._attempts.end_by_news(news.facts["task_id"]) if news.had_started else None
         if attempt is not None:
             self._end(news.event_type, attempt, news.details)
-        else:
+        elif (running := self._attempts.running(news)) is not None:
+            running.news = news  # until it is over, its own thread has the last word
+        elif not self._attempts.was_aborted(news):
             self._survivor.hear(news)
 
     # The process begins and ends.
 
     @_border
-    def on_worker_init(self, **_: Any) -> None:
+    def on_worker_init(self, sender: Any = None, **_: Any) -> None:
         """Map the memory in which pool processes note what they run, before the first fork."""
+        conf = getattr(getattr(sender, "app", None), "conf", {})
+        self._survivor.wait_longer_than(conf.get("worker_lost_wait") or 0.0)
         if self._slots is not None and self._slots.are_below():
             return  # another worker of this process, in a test
         try:
@@ -399,6 +417,7 @@ class Bridge:
         """Drain the main process of a worker."""
         self._end_what_was_cut_off()
         self._survivor.look()
+        self._drain_until = time.monotonic() + self.settings.drain_timeout
         self.producer.drain()
 
     @_border
@@ -406,7 +425,9 @@ class Bridge:
         """Drain whatever is left: a cold shutdown sends no signal in most pools."""
         self._end_what_was_cut_off()
         self._survivor.leave()
-        self.producer.drain(last=True)
+        # What the drain of `worker_shutdown` has left of the time, if it was that late.
+        left_seconds = max(_LAST_DRAIN_SECONDS, self._drain_until - time.monotonic())
+        self.producer.drain(min(left_seconds, self.settings.drain_timeout), last=True)
 
     def _end_what_was_cut_off(self) -> None:
         """End the jobs whose greenlets a cold shutdown has stopped; Celery fails to say so."""
@@ -462,7 +483,7 @@ def _event(event_type: type[JobEnded], attempt: Attempt, details: Mapping[str, A
 def _in_pool_process() -> bool:
     """Tell whether a parent process will report what happens to this one."""
     billiard = sys.modules.get("billiard.process")
-    return billiard is not None and billiard.current_process().name != "MainProcess"
+    return billiard is not None and "PoolWorker" in billiard.current_process().name
 
 
 def _is_stopped(flying: BaseException, task: Any, request: Any, attempt: Attempt) -> bool:

@@ -185,11 +185,13 @@ class JobRevoked(JobEnded, frozen=True, kw_only=True, tag=True):
 
 
 class JobLost(JobEnded, frozen=True, kw_only=True, tag=True):
-    """The process died under the attempt and the broker delivers the job again.
+    """The process died under the attempt, and for Celery the job has not failed.
 
-    Only a task with `acks_late` can be lost, as a rule one with
-    `reject_on_worker_lost`; any other whose process dies has failed. Celery
-    has no state for it: for Celery the job is as pending as it was.
+    As a rule the broker delivers it again: the task has `acks_late` and
+    `reject_on_worker_lost`. A process that dies before Celery has heard that
+    the job began loses it to another process; and Celery 5.7 counts a job whose
+    result was stored as done, though its process died before it could say so.
+    Any other whose process dies has failed.
     """
 
     state: str = "PENDING"

@@ -50,6 +50,7 @@ _NOTED = (
     *("root_id", "parent_id", "group_id", "worker", "pid", "started_at"),
 )
 _LEAST = ("task_id", "retries", "pid", "started_at")
+_SHORT_NAME = 100  # characters
 _noted_of = itemgetter(*_NOTED)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -157,9 +158,11 @@ class Slot:
     def take_note(self) -> int | None:
         """Return the number of a note that is free; None if none is."""
         try:
-            return self._free_notes.popleft()
+            note = self._free_notes.popleft()
         except IndexError:
             return None
+        self._ints[_STARTS // 4 + note] = 0
+        return note
 
     def write(self, note: int, running: Running) -> bool:
         """Note an attempt that starts. What doesn't fit, or can't be written, is left out.
@@ -173,7 +176,6 @@ class Slot:
         start = _NOTES_FROM + note * _NOTE
         self._memory[start : start + len(text)] = text
         self._ints[_STATES // 4 + 2 * note + 1] = len(text)
-        self._ints[_STARTS // 4 + note] = 0
         self.set_state(note, RUNNING)
         return True
 
@@ -460,6 +462,8 @@ def _encode(running: Running) -> bytes:
     text = _encode_noted(running, running.facts)
     if not text:
         least = {name: running.facts[name] for name in _LEAST}
+        name = str(running.facts["task_name"])[:_SHORT_NAME]
+        least["task_name"] = name.encode(errors="replace").decode()
         text = _encode_noted(running, {**dict.fromkeys(_NOTED), **least})
     return text
 

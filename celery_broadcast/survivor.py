@@ -14,12 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
 
 from celery_broadcast import fork
-from celery_broadcast.attempts import Attempt, ending_of
+from celery_broadcast.attempts import Attempt, News, ending_of
 from celery_broadcast.events import JobEnded, JobFailed, JobLost, JobRetried
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.slots import ABANDONED, CLOSED, RUNNING, Running, Slot, Slots
@@ -29,30 +30,13 @@ logger: logging.Logger = logging.getLogger(__name__)
 # Two tellings of one end come within seconds of each other.
 _ENDS_REMEMBERED = 1_000
 
-# Where Celery can't tell that a job's process is gone, it waits for ten seconds
-# before it says so (billiard/pool.py, LOST_WORKER_TIMEOUT).
-_SECONDS_TO_WAIT_FOR_NEWS = 15.0
+# How much longer news are waited for than Celery waits before it has some.
+_PATIENCE_SECONDS = 5.0
+
+_LAST_WORK_SECONDS = 1.0
 
 _FIRST_LOOK_SECONDS = 0.05
 _SLOWEST_LOOK_SECONDS = 1.0
-
-
-class News(msgspec.Struct, frozen=True, kw_only=True):
-    """What Celery told the main process of the end of a job.
-
-    Attributes:
-        event_type: how it ended.
-        facts: the fields of `JobEvent`, as far as the news have them.
-        details: the fields that `event_type` adds.
-        had_started: whether the job was given to a process.
-        retries: which attempt; None if the news don't say.
-    """
-
-    event_type: type[JobEnded]
-    facts: Mapping[str, Any]
-    details: Mapping[str, Any]
-    had_started: bool
-    retries: int | None = None
 
 
 class _Dead(msgspec.Struct, frozen=True):
@@ -141,6 +125,7 @@ class Survivor:
         self._died = died
         self._report = report
         self._slots: Slots | None = None
+        self.wait_longer_than(10.0)  # as long as Celery does by default
         self.forget()
         fork.starts_clean(self)
 
@@ -150,7 +135,7 @@ class Survivor:
         self._working = threading.Lock()
         self._dead: list[_Dead] = []
         self._verdicts: list[_Verdict] = []
-        self._ends: deque[End] = deque()
+        self._to_say: deque[Callable[[], None]] = deque()
         self._told: deque[str] = deque(maxlen=_ENDS_REMEMBERED)
         self._timer: threading.Timer | None = None
         self._pause = _FIRST_LOOK_SECONDS
@@ -159,6 +144,10 @@ class Survivor:
     def share(self, slots: Slots) -> None:
         """Speak for the processes that have these slots."""
         self._slots = slots
+
+    def wait_longer_than(self, seconds: float) -> None:
+        """Wait for news for longer than Celery waits before it takes a job for lost."""
+        self._wait_seconds = seconds + _PATIENCE_SECONDS
 
     def before_fork(self) -> None:
         """Have a look: a process is often born because another has died."""
@@ -183,6 +172,9 @@ class Survivor:
     def leave(self) -> None:
         """End every attempt there still is: the main process is about to go."""
         self._leave_message(_Occasion.LEAVING)
+        # Another thread may be at it, and the process won't wait for that one.
+        if self._working.acquire(timeout=_LAST_WORK_SECONDS):
+            self._working.release()
         self.stop()
 
     def stop(self) -> None:
@@ -222,10 +214,16 @@ class Survivor:
         self._give_up_waiting(message)
         # Not just before a fork: consumers that start then may hold locks of
         # theirs while the child is born.
-        while self._ends and not is_before_fork:
-            self._publish(self._ends.popleft())
-        if (self._dead or self._verdicts or self._ends) and not is_leaving:
+        while self._to_say and not is_before_fork:
+            self._say(self._to_say.popleft())
+        if (self._dead or self._verdicts or self._to_say) and not is_leaving:
             self._look_again_soon()
+
+    def _say(self, what: Callable[[], None]) -> None:
+        try:
+            what()
+        except Exception:
+            logger.exception("broadcast can't tell of a pool process that is gone")
 
     def _bury(self, slots: list[Slot]) -> None:
         """Take down what processes that are gone have left behind."""
@@ -248,7 +246,8 @@ class Survivor:
                     self._dead.append(dead)
             lost = self._ledger.bury(slot)
             if lost or not_dispatched > 0:
-                self._report(pid, lost, max(0, not_dispatched))
+                not_offered = max(0, not_dispatched)
+                self._to_say.append(partial(self._report, pid, lost, not_offered))
 
     def _carry_out_verdicts(self) -> None:
         """End what has ended as the news said; forget news of what ended otherwise."""
@@ -272,7 +271,7 @@ class Survivor:
         self._verdicts = standing
 
     def _take_in(self, news: News) -> None:
-        dead = [dead for dead in self._dead if _is_about(news, dead.running)]
+        dead = [dead for dead in self._dead if is_about(news, dead.running)]
         if dead:
             last = max(dead, key=lambda dead: dead.running.started_monotonic)
             self._dead.remove(last)
@@ -281,18 +280,20 @@ class Survivor:
             self._verdicts.append(_Verdict(news, candidates))
             self._carry_out_verdicts()
         elif not self._has_ended(news):
-            self._told.append(news.facts["task_id"])
+            if news.had_started:
+                self._told.append(news.facts["task_id"])
             attempt = Attempt(facts=news.facts, started_monotonic=None)
-            self._ends.append(End(news.event_type, attempt, news.details, of_gone=False))
+            end = End(news.event_type, attempt, news.details, of_gone=False)
+            self._to_say.append(partial(self._publish, end))
 
     def _living_candidates(self, news: News) -> list[tuple[Slot, int, Running]]:
-        if not self._is_main() or self._slots is None:
+        if not news.had_started or self._slots is None or not self._slots.are_below():
             return []
         return [
             (slot, note, running)
             for slot in self._slots.living()
             for note, running in slot.notes_of(news.facts["task_id"])
-            if slot.state(note) in {RUNNING, ABANDONED} and _is_about(news, running)
+            if slot.state(note) in {RUNNING, ABANDONED} and is_about(news, running)
         ]
 
     def _has_ended(self, news: News) -> bool:
@@ -304,9 +305,11 @@ class Survivor:
         are on the way.
         """
         task_id = news.facts["task_id"]
+        if not news.had_started:
+            return False  # each message that is thrown away is told of once
         if task_id in self._told:
             return True
-        if not news.had_started or self._slots is None or not self._slots.are_used():
+        if self._slots is None or not self._slots.are_used():
             return False
         if self._slots.has_ended(task_id, news.retries):
             return True
@@ -316,17 +319,18 @@ class Survivor:
     def _give_up_waiting(self, message: News | _Occasion) -> None:
         """End attempts of which Celery has no news, and won't have any.
 
-        While the worker goes on, that means that the job will run again: its
-        message goes back to the broker, or to another process, if this one
-        died before Celery had heard that it began. When the main process goes,
-        a message that is acknowledged already goes with it.
+        While the worker goes on, that means that the job has not failed: its
+        message goes back to the broker, or to another process if this one
+        died before Celery had heard that it began, or its result was stored
+        already. When the main process goes, a message that is acknowledged
+        goes with it.
         """
         is_leaving = message is _Occasion.LEAVING
         all_told = is_leaving or message is _Occasion.ALL_IS_TOLD
         now = time.monotonic()
         waiting, self._dead = self._dead, []
         for dead in waiting:
-            if all_told or now - dead.since > _SECONDS_TO_WAIT_FOR_NEWS:
+            if all_told or now - dead.since > self._wait_seconds:
                 is_gone = is_leaving and not dead.running.acks_late
                 self._end_dead(JobFailed if is_gone else JobLost, dead)
             else:
@@ -343,7 +347,7 @@ class Survivor:
                 slot.set_state(note, CLOSED)
                 dead = _Dead(running, slot.pid, slot.is_start_told(note))
                 news = [
-                    verdict.news for verdict in self._verdicts if _is_about(verdict.news, running)
+                    verdict.news for verdict in self._verdicts if is_about(verdict.news, running)
                 ]
                 if news:
                     self._end_by_news(news[0], dead)
@@ -354,13 +358,14 @@ class Survivor:
     def _end_by_news(self, news: News, dead: _Dead) -> None:
         attempt = _attempt(dead.running, news.facts)
         end = End(news.event_type, attempt, news.details, is_start_told=dead.is_start_told)
-        self._ends.append(end)
+        self._to_say.append(partial(self._publish, end))
 
     def _end_dead(self, event_type: type[JobEnded], dead: _Dead) -> None:
         tells_why = issubclass(event_type, (JobFailed, JobRetried))
         details = self._died(dead.pid) if tells_why else {}
         attempt = _attempt(dead.running, {})
-        self._ends.append(End(event_type, attempt, details, is_start_told=dead.is_start_told))
+        end = End(event_type, attempt, details, is_start_told=dead.is_start_told)
+        self._to_say.append(partial(self._publish, end))
 
     def _say_rubbish(self, pid: int) -> None:
         if not self._rubbish_said:
@@ -391,12 +396,11 @@ class Survivor:
             logger.exception("broadcast failed to look after its pool processes")
 
 
-def _is_about(news: News, running: Running) -> bool:
-    facts = running.facts
-    if not news.had_started or running.eager or facts["task_id"] != news.facts["task_id"]:
-        return False
-    return news.retries is None or news.retries == facts.get("retries")
+def is_about(news: News, running: Running) -> bool:
+    """Tell whether news may be about an attempt that a pool process has noted."""
+    return not running.eager and news.may_be_about(running.facts)
 
 
 def _attempt(running: Running, news: Mapping[str, Any]) -> Attempt:
-    return Attempt(facts={**news, **running.facts}, started_monotonic=running.started_monotonic)
+    facts = {"task_name": "", **news, **running.facts}
+    return Attempt(facts=facts, started_monotonic=running.started_monotonic)

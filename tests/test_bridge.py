@@ -416,6 +416,53 @@ def test_a_greenlet_killed_by_a_revoke_has_one_end(dead_task: Any, recorder: Rec
     assert kinds(told(recorder)) == [JobStarted, JobRevoked]
 
 
+def test_a_greenlet_of_whose_revoke_the_news_come_first_has_one_end(
+    dead_task: Any, recorder: Recorder
+) -> None:
+    request = Context(id="green-3", args=[], kwargs={}, retries=0)
+    dead_task.request_stack.push(request)
+    told_of = {"sender": dead_task, "task_id": "green-3", "task": dead_task}
+    signals.task_prerun.send(**told_of, args=[], kwargs={})
+    signals.task_revoked.send(sender=dead_task, request=request, terminated=True, expired=False)
+    signals.task_postrun.send(**told_of, retval=None, state=None)
+    dead_task.request_stack.pop()
+
+    assert kinds(told(recorder)) == [JobStarted, JobRevoked]
+
+
+def test_a_job_that_goes_on_after_the_news_of_its_revoke_ends_as_it_does(
+    dead_task: Any, recorder: Recorder
+) -> None:
+    request = Context(id="green-4", args=[], kwargs={}, retries=0)
+    dead_task.request_stack.push(request)
+    told_of = {"sender": dead_task, "task_id": "green-4", "task": dead_task}
+    signals.task_prerun.send(**told_of, args=[], kwargs={})
+    signals.task_revoked.send(sender=dead_task, request=request, terminated=True, expired=False)
+    signals.task_postrun.send(**told_of, retval=7, state="SUCCESS")
+    dead_task.request_stack.pop()
+
+    assert kinds(told(recorder)) == [JobStarted, JobFinished]
+
+
+def test_news_of_an_attempt_that_went_wrong_in_celerys_own_hands_are_nothing_new(
+    dead_task: Any, recorder: Recorder
+) -> None:
+    request = Context(id="id-1", args=[], kwargs={}, retries=0)
+    dead_task.request_stack.push(request)
+    told_of = {"sender": dead_task, "task_id": "id-1", "task": dead_task}
+    signals.task_prerun.send(**told_of, args=[], kwargs={})
+    try:
+        raise OSError("on_retry")  # noqa: TRY301  # it flies while Celery sends the signal
+    except OSError as error:
+        signals.task_postrun.send(**told_of, retval=None, state=None)
+        dead_task.request_stack.pop()
+        signals.task_failure.send(
+            sender=dead_task, task_id="id-1", exception=error, args=[], kwargs={}
+        )
+
+    assert kinds(told(recorder)) == [JobStarted, JobFailed]
+
+
 # What the events carry.
 
 

@@ -173,5 +173,7 @@ def test_the_log_lines_of_the_operations_page_are_those_of_the_code() -> None:
 
     assert len(lines) >= 10
     for line in lines:
-        start = re.split(r" '| \(| in pid | in on_| drained | after |: |\.\.\.| \d", line)[0]
+        start = re.split(r" '| of shop| \(| in pid | in on_| drained | after |: |\.\.\.| \d", line)[
+            0
+        ]
         assert start in source, line

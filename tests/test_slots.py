@@ -558,7 +558,13 @@ def test_a_fact_that_does_not_fit_costs_at_most_the_other_facts(root_id: object)
     noted = slot.read(note)
     assert noted is not None
     assert noted.started_monotonic == 5.0
-    assert noted.facts == {"task_id": "id-1", "retries": 3, "pid": os.getpid(), "started_at": 100.0}
+    assert noted.facts == {
+        "task_id": "id-1",
+        "task_name": "shop.charge",
+        "retries": 3,
+        "pid": os.getpid(),
+        "started_at": 100.0,
+    }
 
 
 @pytest.mark.parametrize("root_id", [{"a": 1}, b"bytes", ["a"], 1.5], ids=str)
@@ -1043,15 +1049,15 @@ def test_slots_that_are_forgotten_leave_no_descriptor_behind(
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208  # as above
 
 
-def test_a_note_that_is_written_anew_says_nothing_of_a_start() -> None:
+def test_a_note_that_is_taken_anew_says_nothing_of_a_start() -> None:
     slot = slot_of_a_child(Slots(count=1))
-    note = slot.take_note()
-    assert note is not None
-    running = Running(facts=facts("id-1"), started_monotonic=5.0)
-    slot.write(note, running)
+    note = note_down(slot, running("id-1"))
     slot.say_start_told(note)
+
+    slot.write(note, running("id-1"))  # the same once more, after an interruption
     assert slot.is_start_told(note)
+    slot.close(note)
+    taken = [slot.take_note() for _ in range(NOTES)]
 
-    slot.write(note, running)
-
-    assert not slot.is_start_told(note)
+    assert note in taken
+    assert not any(slot.is_start_told(each) for each in taken if each is not None)

@@ -19,7 +19,7 @@ from nodes.deadline import wait_until
 from test_slots import FIRST_ACTED_PID, as_in_a_child, facts, killed_child, write_text
 
 from celery_broadcast import slots as slots_module
-from celery_broadcast.attempts import Attempt, Attempts
+from celery_broadcast.attempts import Attempt, Attempts, News
 from celery_broadcast.events import (
     JobEnded,
     JobFailed,
@@ -30,8 +30,8 @@ from celery_broadcast.events import (
     JobRevoked,
 )
 from celery_broadcast.ledger import Ledger
-from celery_broadcast.slots import Slots
-from celery_broadcast.survivor import End, News, Survivor
+from celery_broadcast.slots import Slot, Slots
+from celery_broadcast.survivor import End, Survivor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -621,11 +621,19 @@ def test_news_are_not_of_an_eager_job_with_the_same_id(pool: Pool) -> None:
 # News of what never started.
 
 
-@pytest.mark.parametrize("had_started", [True, False])
-def test_news_of_what_never_started_are_told_once(had_started: bool, pool: Pool) -> None:  # noqa: FBT001
+def test_each_message_that_is_thrown_away_is_told_of(pool: Pool) -> None:
+    pool.fork()
+
+    for _ in range(3):
+        pool.survivor.hear(news(JobRevoked, "nightly-report", had_started=False))
+
+    assert pool.told == [("JobRevoked", "nightly-report")] * 3
+
+
+def test_news_of_what_a_process_never_came_to_start_are_told_once(pool: Pool) -> None:
     pool.fork()
     for _ in range(2):
-        pool.survivor.hear(news(JobRevoked, had_started=had_started))
+        pool.survivor.hear(news(JobRevoked))
 
     (end,) = pool.ends
     assert end == End(
@@ -637,10 +645,10 @@ def test_news_of_what_never_started_are_told_once(had_started: bool, pool: Pool)
 
 
 def test_what_has_ended_is_not_remembered_for_ever(pool: Pool) -> None:
-    pool.survivor.hear(news(JobRevoked, "id-1", had_started=False))
+    pool.survivor.hear(news(JobRevoked, "id-1"))
     for number in range(1_000):
-        pool.survivor.hear(news(JobRevoked, f"other-{number}", had_started=False))
-    pool.survivor.hear(news(JobRevoked, "id-1", had_started=False))
+        pool.survivor.hear(news(JobRevoked, f"other-{number}"))
+    pool.survivor.hear(news(JobRevoked, "id-1"))
 
     assert Counter(pool.told)["JobRevoked", "id-1"] == 2
     assert len(pool.survivor._told) == 1_000
@@ -851,24 +859,68 @@ def test_where_no_thread_can_start_the_next_occasion_will_do(
 
 
 def test_an_error_while_looking_is_logged_and_hurts_nobody(
-    pool: Pool, caplog: pytest.LogCaptureFixture
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def publish(end: End) -> None:
+    def gone(*, reaped: bool = True) -> list[Slot]:
         raise OSError("no")
 
-    pool.publish = publish  # type: ignore[method-assign]
-    process = pool.fork()
-    process.start(eager=True)
-    pool.reap(process)
+    monkeypatch.setattr(pool.slots, "gone", gone)
 
     pool.survivor._look_again()
 
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert record.getMessage() == "broadcast failed to look after its pool processes"
-    pool.publish = pool.ends.append  # type: ignore[method-assign, assignment]
+    monkeypatch.undo()
     pool.survivor.hear(news(JobRevoked, "id-2", had_started=False))
     assert pool.told == [("JobRevoked", "id-2")]
+
+
+def test_an_end_that_cannot_be_published_is_said_and_the_next_one_is_published(
+    pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def publish(end: End) -> None:
+        pool.ends.append(end)
+        if len(pool.ends) == 1:
+            raise OSError("no")
+
+    pool.publish = publish  # type: ignore[method-assign]
+    process = pool.fork()
+    process.start("id-1", eager=True)
+    process.start("id-2", eager=True)
+    pool.reap(process)
+
+    pool.survivor.look()
+
+    assert pool.told == [("JobFailed", "id-1"), ("JobFailed", "id-2")]
+    (record,) = caplog.records
+    assert record.getMessage() == "broadcast can't tell of a pool process that is gone"
+
+
+def test_whoever_leaves_waits_for_another_thread_that_is_at_work(pool: Pool) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+    gone = pool.slots.gone
+
+    def slowly_gone(*, reaped: bool = True) -> list[Slot]:
+        at_work.set()
+        go_on.wait(10.0)
+        return gone(reaped=reaped)
+
+    process = pool.fork()
+    process.start()
+    pool.reap(process)
+    pool.slots.gone = slowly_gone  # type: ignore[method-assign]
+    other = threading.Thread(target=pool.survivor.look)
+    other.start()
+    at_work.wait(10.0)
+    soon = threading.Timer(0.05, go_on.set)
+    soon.start()
+
+    pool.survivor.leave()
+
+    assert pool.told == [("JobFailed", "id-1")]
+    other.join()
+    soon.join()
 
 
 def test_news_that_come_while_others_are_worked_through_end_each_attempt_once(

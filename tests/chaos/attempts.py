@@ -17,7 +17,7 @@ class Attempt:
         task_id: the id of its job; other attempts have the same.
         pid: the process that ran it.
         started_at: when it started; None if it never did.
-        has_start: whether its start was published.
+        starts: how often its start was published.
         told_by_parent: the ends that the main process published.
         begun_by_child: the ends that its own process was about to publish.
         told_by_child: those of them that were published for sure.
@@ -27,7 +27,7 @@ class Attempt:
     task_id: str
     pid: int
     started_at: float | None
-    has_start: bool = False
+    starts: int = 0
     told_by_parent: list[str] = field(default_factory=list)
     begun_by_child: list[str] = field(default_factory=list)
     told_by_child: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Attempt:
     def __str__(self) -> str:
         return (
             f"{self.task_name}[{self.task_id}] in pid {self.pid}, started at {self.started_at!r}: "
-            f"{'a start' if self.has_start else 'no start'}, "
+            f"{self.starts} starts, "
             f"from the main process {self.told_by_parent}, "
             f"begun in its own {self.begun_by_child}, done there {self.told_by_child}"
         )
@@ -84,7 +84,7 @@ def attempts_of(lines: Iterable[AnyLine], main_pid: int) -> list[Attempt]:
             continue
         attempt = started.setdefault(key, Attempt(line.task_name, *key))
         if line.event == "JobStarted":
-            attempt.has_start = True
+            attempt.starts += 1
         elif line.writer == main_pid:
             attempt.told_by_parent.append(line.event)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -68,12 +69,12 @@ class MainProcess:
 
     def children(self) -> list[int]:
         """Return the pids of the pool's living processes, the oldest first."""
-        children = [
-            child
-            for child in self._process.children()
-            if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-        ]
-        return [child.pid for child in sorted(children, key=lambda child: child.create_time())]
+        born: list[tuple[float, int]] = []
+        for child in self._process.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has died meanwhile
+                if child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                    born.append((child.create_time(), child.pid))
+        return [pid for _, pid in sorted(born)]
 
     def holdings(self) -> Holdings:
         """Return what it holds now."""
@@ -81,8 +82,8 @@ class MainProcess:
         return Holdings(
             threads=len(list((self._folder / "task").iterdir())),
             files=Counter(self._open_files()),
-            # Such as "7f0c-7f0d rw-s 00000000 00:01 42  /dev/zero (deleted)".
-            shared_mappings=sum("s" in parts[1] and "/dev/zero" in parts[-1] for parts in maps),
+            # Such as "7f0c-7f0d rw-s 00000000 00:01 42  /memfd:celery-broadcast (deleted)".
+            shared_mappings=sum("/memfd:celery-broadcast" in parts[-1] for parts in maps),
             mappings=len(maps),
             resident_bytes=int(self._read("statm").split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         )

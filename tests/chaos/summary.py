@@ -14,7 +14,7 @@ def summary(result: Result) -> str:
     attempts = attempts_of(result.lines, result.main_pid)
     ends = Counter(attempt.last_end or "none" for attempt in attempts)
     by_parent = Counter(end for attempt in attempts for end in attempt.told_by_parent)
-    without_start = Counter(attempt.last_end for attempt in attempts if not attempt.has_start)
+    without_start = Counter(attempt.last_end for attempt in attempts if not attempt.starts)
     cut_off = sum(
         bool(attempt.begun_by_child and not attempt.told_by_child) for attempt in attempts
     )
@@ -24,7 +24,7 @@ def summary(result: Result) -> str:
     rows = {
         "jobs": str(result.order.jobs),
         "kills": _counts(result.done),
-        "attempts started": str(sum(attempt.has_start for attempt in attempts)),
+        "attempts started": str(sum(attempt.starts for attempt in attempts)),
         "ends": _counts(ends),
         "told by the main process": _counts(by_parent),
         "without a start": _counts(without_start),

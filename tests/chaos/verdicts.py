@@ -41,7 +41,9 @@ def _of_attempts(attempts: Iterable[Attempt]) -> Iterator[str]:
         if attempt.started_at is None:
             if attempt.last_end not in ENDS_WITHOUT_START:
                 yield f"An attempt without a start can't end so: {attempt}"
-        elif attempt.ends != 1 and (attempt.has_start or attempt.ends):
+        elif attempt.starts > 1:
+            yield f"An attempt has {attempt.starts} starts: {attempt}"
+        elif attempt.ends != 1 and (attempt.starts or attempt.ends):
             yield f"An attempt has {attempt.ends} ends: {attempt}"
 
 
