@@ -390,13 +390,15 @@ class Bridge:
             )
 
     @_border
-    def on_worker_before_create_process(self, **_: Any) -> None:
+    def on_worker_before_create_process(self, sender: Any = None, **_: Any) -> None:
         """End the attempts of processes that are gone: Celery has told what it knows of them.
 
-        It has looked after all processes that have ended before it makes new
-        ones (billiard/pool.py, `_maintain_pool`).
+        It looks after those that have ended, and takes them from its list,
+        before it makes new ones (billiard/pool.py, `_maintain_pool`). One that
+        is in the list still may have ended since: its news are yet to come.
         """
-        self._survivor.note_that_all_is_told()
+        pool = getattr(sender, "_pool", ())
+        self._survivor.note_that_all_is_told(but=[process.pid for process in pool])
 
     @_border
     def on_worker_process_shutdown(self, exitcode: Any = None, **_: Any) -> None:
@@ -452,7 +454,7 @@ class Bridge:
             if event_type not in self._produced:
                 self._attempts.close(attempt)
                 return
-            event = _event(event_type, attempt, details)
+            event = _event(event_type, attempt, details, time.time(), time.monotonic())
             note = self._attempts.tell(attempt, event_type)
             attempt.end = self.producer.delivery(event, note)
         self.producer.put(attempt.end)
@@ -464,7 +466,7 @@ class Bridge:
     def _publish_for_gone(self, end: End) -> None:
         if not end.is_start_told and JobStarted in self._produced:
             self.producer.notify(JobStarted(**end.attempt.facts))
-        event = _event(end.event_type, end.attempt, end.details)
+        event = _event(end.event_type, end.attempt, end.details, end.ended_at, end.ended_monotonic)
         if end.event_type in self._produced:
             self.producer.notify(event)
         if end.of_gone:
@@ -474,10 +476,16 @@ class Bridge:
         return self._facts.of_exception(WorkerLostError(f"Pool process {pid} died."), "")
 
 
-def _event(event_type: type[JobEnded], attempt: Attempt, details: Mapping[str, Any]) -> JobEnded:
+def _event(
+    event_type: type[JobEnded],
+    attempt: Attempt,
+    details: Mapping[str, Any],
+    ended_at: float,
+    ended_monotonic: float,
+) -> JobEnded:
     since = attempt.started_monotonic
-    runtime = 0.0 if since is None else time.monotonic() - since
-    return event_type(**attempt.facts, **details, ended_at=time.time(), runtime=runtime)
+    runtime = 0.0 if since is None else ended_monotonic - since
+    return event_type(**attempt.facts, **details, ended_at=ended_at, runtime=runtime)
 
 
 def _in_pool_process() -> bool:

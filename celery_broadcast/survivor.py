@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -48,12 +48,14 @@ class _Dead(msgspec.Struct, frozen=True):
         is_start_told: whether a consumer may have heard of its start.
         since: when that was found, in seconds of the monotonic clock. Celery
             may still have news.
+        seen_at: the same, in seconds since 1970, UTC.
     """
 
     running: Running
     pid: int
     is_start_told: bool
     since: float = msgspec.field(default_factory=time.monotonic)
+    seen_at: float = msgspec.field(default_factory=time.time)
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -77,6 +79,8 @@ class End(msgspec.Struct, frozen=True):
         details: the fields that `event_type` adds.
         of_gone: whether it had started, in a process that is gone.
         is_start_told: whether a consumer may have heard of its start.
+        ended_at: when its process was seen to be gone, in seconds since 1970, UTC.
+        ended_monotonic: the same, by the monotonic clock.
     """
 
     event_type: type[JobEnded]
@@ -84,6 +88,8 @@ class End(msgspec.Struct, frozen=True):
     details: Mapping[str, Any]
     of_gone: bool = True
     is_start_told: bool = True
+    ended_at: float = msgspec.field(default_factory=time.time)
+    ended_monotonic: float = msgspec.field(default_factory=time.monotonic)
 
 
 #: Gives the fields that `JobFailed` adds if that process has died.
@@ -140,6 +146,7 @@ class Survivor:
         self._timer: threading.Timer | None = None
         self._pause = _FIRST_LOOK_SECONDS
         self._rubbish_said = False
+        self._not_told_yet: frozenset[int] = frozenset()
 
     def share(self, slots: Slots) -> None:
         """Speak for the processes that have these slots."""
@@ -162,11 +169,15 @@ class Survivor:
         """See who is gone."""
         self._leave_message(_Occasion.ASKED)
 
-    def note_that_all_is_told(self) -> None:
-        """End the attempts of all whose status was asked for: Celery won't tell more of them.
+    def note_that_all_is_told(self, but: Collection[int] = ()) -> None:
+        """End the attempts of all that are gone: Celery won't tell more of them.
 
         Called before a process is made in place of another.
+
+        Args:
+            but: the pids of processes of which Celery may not have told yet.
         """
+        self._not_told_yet = frozenset(but)
         self._leave_message(_Occasion.ALL_IS_TOLD)
 
     def leave(self) -> None:
@@ -326,11 +337,11 @@ class Survivor:
         goes with it.
         """
         is_leaving = message is _Occasion.LEAVING
-        all_told = is_leaving or message is _Occasion.ALL_IS_TOLD
         now = time.monotonic()
         waiting, self._dead = self._dead, []
         for dead in waiting:
-            if all_told or now - dead.since > self._wait_seconds:
+            is_told = message is _Occasion.ALL_IS_TOLD and dead.pid not in self._not_told_yet
+            if is_leaving or is_told or now - dead.since > self._wait_seconds:
                 is_gone = is_leaving and not dead.running.acks_late
                 self._end_dead(JobFailed if is_gone else JobLost, dead)
             else:
@@ -356,15 +367,28 @@ class Survivor:
         self._verdicts = []
 
     def _end_by_news(self, news: News, dead: _Dead) -> None:
-        attempt = _attempt(dead.running, news.facts)
-        end = End(news.event_type, attempt, news.details, is_start_told=dead.is_start_told)
-        self._to_say.append(partial(self._publish, end))
+        self._end(news.event_type, _attempt(dead.running, news.facts), news.details, dead)
 
     def _end_dead(self, event_type: type[JobEnded], dead: _Dead) -> None:
         tells_why = issubclass(event_type, (JobFailed, JobRetried))
         details = self._died(dead.pid) if tells_why else {}
-        attempt = _attempt(dead.running, {})
-        end = End(event_type, attempt, details, is_start_told=dead.is_start_told)
+        self._end(event_type, _attempt(dead.running, {}), details, dead)
+
+    def _end(
+        self,
+        event_type: type[JobEnded],
+        attempt: Attempt,
+        details: Mapping[str, Any],
+        dead: _Dead,
+    ) -> None:
+        end = End(
+            event_type,
+            attempt,
+            details,
+            is_start_told=dead.is_start_told,
+            ended_at=dead.seen_at,
+            ended_monotonic=dead.since,
+        )
         self._to_say.append(partial(self._publish, end))
 
     def _say_rubbish(self, pid: int) -> None:

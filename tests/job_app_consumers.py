@@ -36,6 +36,7 @@ def report_event(consumer: str, event: JobEvent) -> None:
         EventReport(
             consumer=consumer,
             event=type(event).__name__,
+            job_pid=event.pid,
             **{name: getattr(event, name) for name in reported},
         )
     )

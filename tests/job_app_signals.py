@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 from celery import Task, signals
 from celery.app.task import Context
@@ -25,10 +27,19 @@ RECEIVED = (
 )
 
 
-def report(name: str, *, signal: object, **arguments: object) -> None:  # in each
+def report(name: str, /, *, signal: object, **arguments: object) -> None:  # in each
     """Report one signal, its arguments as text."""
     texts = {argument: text(value) for argument, value in arguments.items()}
-    send(SignalReport(signal=name, arguments=texts))
+    send(SignalReport(signal=name, task_id=task_id_of(arguments), arguments=texts))
+
+
+def task_id_of(arguments: Mapping[str, Any]) -> str | None:
+    """Return the id of the job that a signal is about, which each tells in its own way."""
+    for name in ("task_id", "id"):
+        if name in arguments:
+            return str(arguments[name])
+    request = arguments.get("request") or arguments["sender"].request
+    return str(request["id"] if isinstance(request, dict) else request.id)
 
 
 def text(value: object) -> str:

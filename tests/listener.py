@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import threading
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LARGEST_DATAGRAM = 1 << 20  # bytes
+_MARK = b"mark"  # what begins so is no report, but JSON does not
 
 R = TypeVar("R", bound=Report)
 
@@ -38,6 +40,7 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.path)
         self._arrival = threading.Condition()
+        self._last_mark = b""
         # Reads all the time, not only while a test waits for something: with
         # about ten datagrams unread the kernel makes the workers wait.
         self._thread = threading.Thread(target=self._receive, name="listener", daemon=True)
@@ -52,7 +55,7 @@ class Listener:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._send_the_last_datagram()
+        self._send(b"")  # the last one
         self._thread.join()
         self._socket.close()
         self._folder.cleanup()
@@ -92,9 +95,9 @@ class Listener:
             AssertionError: none does in time; the message has all that came,
                 and the end of the worker's log.
         """
+        if self.hears(fact, timeout_seconds=timeout_seconds):
+            return
         with self._arrival:
-            if self._arrival.wait_for(fact, timeout_seconds):
-                return
             arrived = "\n".join(map(repr, self.received))
         message = (
             f"Not within {timeout_seconds} s. What came:\n{arrived}\n"
@@ -102,12 +105,28 @@ class Listener:
         )
         raise AssertionError(message)
 
-    def _send_the_last_datagram(self) -> None:
+    def hears(self, fact: Callable[[], object], *, timeout_seconds: float = 30) -> bool:
+        """Return True as soon as a report makes the fact true; False if none does in time."""
+        with self._arrival:
+            return bool(self._arrival.wait_for(fact, timeout_seconds))
+
+    def catch_up(self) -> None:
+        """Return when all is received that was sent before: a process that ended may be ahead."""
+        mark = os.urandom(8)
+        self._send(_MARK + mark)
+        self.wait_until(lambda: self._last_mark == mark)
+
+    def _send(self, datagram: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"", self.path)
+            sender.sendto(datagram, self.path)
 
     def _receive(self) -> None:
         while datagram := self._socket.recv(LARGEST_DATAGRAM):
+            if datagram.startswith(_MARK):
+                with self._arrival:
+                    self._last_mark = datagram.removeprefix(_MARK)
+                    self._arrival.notify_all()
+                continue
             report = decode(datagram)
             with self._arrival:
                 self.received.append(report)

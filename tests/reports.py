@@ -35,6 +35,7 @@ class EventReport(Report, frozen=True, kw_only=True, tag=True):
     retries: int | None = None
     worker: str | None = None
     started_at: float | None = None
+    job_pid: int | None = None  # the event's own `pid`, which need not be that of the consumer
     state: str | None = None
     ended_at: float | None = None
     runtime: float | None = None
@@ -53,6 +54,7 @@ class SignalReport(Report, frozen=True, kw_only=True, tag=True):
     """A plain receiver got one of Celery's signals; its arguments are text."""
 
     signal: str
+    task_id: str | None
     arguments: dict[str, str]
 
 
@@ -61,7 +63,8 @@ def send(report: Report) -> None:
     # A socket of its own for each, or greenlets would wait for one together.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.connect(os.environ[LISTENER])
-        sender.send(msgspec.json.encode(report))
+        # Not `send`: gevent's gives up, without a word, when another was faster.
+        sender.sendall(msgspec.json.encode(report))
 
 
 def decode(datagram: bytes) -> Report:

@@ -6,7 +6,7 @@ import gc
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,24 @@ class RunningWorker:
 
     def is_idle(self) -> bool:
         """Tell whether its main process has heard of the end of every job."""
+        return self.active_jobs() == []
+
+    def active_jobs(self) -> list[str] | None:
+        """Return the ids of the jobs that its main process knows to run; None if it is deaf."""
         inspect = self.app.control.inspect(destination=[self.process.node_name], limit=1)
-        return inspect.active() == {self.process.node_name: []}
+        replies = inspect.active()
+        return [job["id"] for job in replies[self.process.node_name]] if replies else None
 
     def stop(self, timeout_seconds: float = 30) -> int:
         """Stop it warmly, wait until it has ended, and return its exit code."""
         self.process.kill("SIGTERM")
-        return self.process.wait(timeout_seconds)
+        return self.wait(timeout_seconds)
+
+    def wait(self, timeout_seconds: float = 30) -> int:
+        """Wait until it has ended and all is received that it reported; return its exit code."""
+        exit_code = self.process.wait(timeout_seconds)
+        self.listener.catch_up()
+        return exit_code
 
 
 @contextmanager
@@ -61,7 +72,30 @@ def running_worker(
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningWorker]:
-    """Run a worker with a queue of its own, for as long as the `with` lasts.
+    """Run a worker as `started_worker` does; it is ready when the `with` begins."""
+    with started_worker(
+        config,
+        pool=pool,
+        concurrency=concurrency,
+        arguments=arguments,
+        environment=environment,
+    ) as worker:
+        worker.process.ready()
+        yield worker
+
+
+@contextmanager
+def started_worker(
+    config: Mapping[str, Any],
+    *,
+    pool: str = "prefork",
+    concurrency: int = 2,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RunningWorker]:
+    """Start a worker with a queue of its own, which runs for as long as the `with` lasts.
+
+    It may not be ready when the `with` begins: of several, all can be started at once.
 
     Args:
         config: Celery's settings, at least the broker's URL. The broadcast is
@@ -73,18 +107,17 @@ def running_worker(
     """
     name = f"worker-{os.getpid()}-{next(_numbers)}"
     config = {"broadcast_enabled": True, "task_default_queue": name, **config}
-    with (
-        Listener() as listener,
-        WorkerProcess(
+    with Listener() as listener, Celery(set_as_current=False) as app, ExitStack() as stack:
+        process = WorkerProcess(
             name,
             config,
             pool=pool,
             concurrency=concurrency,
             arguments=arguments,
             environment={**(environment or {}), reports.LISTENER: listener.path},
-        ) as process,
-        Celery(set_as_current=False) as app,
-    ):
+        )
+        stack.callback(process.teardown)
+        process.start()
         listener.worker_log = process.logs
         app.conf.update(config)
         yield RunningWorker(app, config["task_default_queue"], process, listener)

@@ -330,6 +330,19 @@ def test_celery_has_not_told_all_of_a_process_whose_status_it_has_not_asked_for(
     assert pool.ends == []
 
 
+def test_celery_has_not_told_all_of_a_process_that_is_on_its_list_still(pool: Pool) -> None:
+    process, other = pool.fork(), pool.fork()
+    process.start("id-1")
+    other.start("id-2")
+    pool.reap(process)
+    pool.reap(other)
+
+    pool.survivor.note_that_all_is_told(but=[other.pid])
+    pool.survivor.hear(news(JobFailed, "id-2"))
+
+    assert pool.told == [("JobLost", "id-1"), ("JobFailed", "id-2")]
+
+
 def test_news_are_waited_for_fifteen_seconds(pool: Pool) -> None:
     process = pool.fork()
     process.start()
@@ -641,6 +654,8 @@ def test_news_of_what_a_process_never_came_to_start_are_told_once(pool: Pool) ->
         attempt=Attempt(facts=news().facts, started_monotonic=None),
         details={"exception_message": "as Celery says"},
         of_gone=False,
+        ended_at=end.ended_at,
+        ended_monotonic=end.ended_monotonic,
     )
 
 

@@ -66,7 +66,7 @@ class Run:
 
     def start(self, paths: Sequence[str] = ("t/unit",)) -> subprocess.Popen[bytes]:
         """Start to run these tests, all if not told."""
-        plugins = ["celery.contrib.pytest", "outcomes", *["broadcast_on"] * self._broadcast]
+        plugins = ["celery.contrib.pytest", "results", *["broadcast_on"] * self._broadcast]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join((str(PLUGINS), os.environ.get("PYTHONPATH", ""))),
