@@ -99,7 +99,7 @@ class Producer:
         self._registry = registry
         self._inbox_size = inbox_size
         #: The numbers of every consumer.
-        self.ledger = Ledger()
+        self.ledger: Ledger = Ledger()
         self._slots: Slots | None = None
         self.forget()
         fork.starts_clean(self)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 
@@ -68,36 +67,5 @@ def rejected(self: Task[..., None], *, requeue: bool = False) -> None:
 
 
 @app.task
-def survives(seconds: float) -> str:
-    """Go on after a SIGTERM, for some time."""
-    try:
-        time.sleep(60)
-    except SystemExit:
-        time.sleep(seconds)
-    return "still here"
-
-
-class FailsBadly(Task):  # type: ignore[type-arg]  # not generic at run time
-    def on_failure(self, *_: object) -> None:
-        raise RuntimeError("even this")
-
-
-@app.task(base=FailsBadly)
-def fails_badly() -> None:
-    raise ValueError("no")
-
-
-@app.task
-def gives_what_nobody_can_encode() -> object:
-    return object()
-
-
-@app.task
 def exits(code: int) -> None:
     sys.exit(code)
-
-
-@app.task
-def dies() -> None:
-    """Die as by the kernel's out-of-memory killer."""
-    os.kill(os.getpid(), signal.SIGKILL)

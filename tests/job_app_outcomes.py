@@ -242,8 +242,8 @@ def applies(self: Task[..., None]) -> None:
 
 
 @app.task
-def calls() -> object:
-    return returns(1)
+def calls() -> None:
+    returns(1)
 
 
 # They send others.

@@ -232,7 +232,7 @@ class Run:
             process.kill("SIGKILL")
         elif step == "stop cold":
             process.kill("SIGQUIT")
-            if self.pool == "threads":  # which can't cut it off
+            if self.pool in {"threads", "solo"}:  # which can't cut it off, or may not
                 wait_until(lambda: COLD_SHUTDOWN.search(process.logs()), 30)
                 self._release(job_id)
         elif step == "release":
@@ -270,9 +270,7 @@ def all_runs(pool: str, config: Mapping[str, Any]) -> Iterator[list[Run]]:
     All that leave a worker alive share one; each of the others has one of its own.
     """
     outcomes = [outcome for outcome in OUTCOMES if pool in outcome.pools]
-    alone = [
-        outcome for outcome in outcomes if pool in outcome.ends_worker or outcome.needs_one_process
-    ]
+    alone = [outcome for outcome in outcomes if pool in outcome.ends_worker or outcome.alone]
     batches = [[each for each in outcomes if each not in alone], *([each] for each in alone)]
     with ExitStack() as stack:
         runs = []

@@ -1,13 +1,15 @@
 """Every way an attempt can end, in every pool: what is sent, and what is told of it.
 
 The tests of the workers hold each row against real workers of every pool.
-`outcome_table` makes docs/outcomes.md of it.
+`python tests/outcomes.py` writes docs/outcomes.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import celery
@@ -34,7 +36,7 @@ class Told:
         elsewhere: the signals on any other thread: with prefork, in the main
             process. Without `task_received`, which is in no order to these.
         perhaps: signals elsewhere of which Celery sends some, now and then; and
-            a `postrun:None` for which a process that is killed has no time, now and then.
+            a `postrun:None` for which a process that is killed may have no time.
         received: how many messages the worker took for the job; None is one
             for each attempt.
     """
@@ -74,11 +76,16 @@ class Changed:
 Telling: TypeAlias = "Told | Changed"
 
 
+def told_by(version: tuple[int, int], telling: Telling) -> Told:
+    """Return what this version of Celery tells."""
+    while isinstance(telling, Changed):
+        telling = telling.now if version >= telling.since else telling.before
+    return telling
+
+
 def told_here(telling: Telling) -> Told:
     """Return what the Celery that is installed tells."""
-    while isinstance(telling, Changed):
-        telling = telling.now if telling.since <= celery.VERSION else telling.before
-    return telling
+    return told_by((celery.VERSION.major, celery.VERSION.minor), telling)
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class Outcome:
         ends_worker: in which pools no worker is left afterwards.
         pools: where there is such a thing.
         stage: what it does to its process; see `KILLS` and the others.
-        needs_one_process: whether all its jobs have to run in the same process.
+        alone: whether it needs a worker of its own even where it doesn't end it.
         is_revoked_first: whether it is revoked before it is sent.
         canvas: how it is sent together with `members`, such as "chain".
         members: what is told of the jobs that belong to it.
@@ -135,7 +142,7 @@ class Outcome:
     ends_worker: tuple[str, ...] = ()
     pools: tuple[str, ...] = POOLS
     stage: int = HARMLESS
-    needs_one_process: bool = False
+    alone: bool = False
     is_revoked_first: bool = False
     canvas: str = ""
     members: Mapping[str, Member] = field(default_factory=dict)
@@ -161,6 +168,7 @@ RETRIED_THEN_FAILED = Told(
     "JobStarted JobRetried JobStarted JobFailed",
     ("prerun retry postrun:RETRY", "prerun failure postrun:FAILURE"),
 )
+IGNORED = Told("JobStarted JobIgnored", ("prerun postrun:IGNORED",))
 NOTHING = Told()
 ABORTED = Told("JobStarted JobFailed", ("prerun postrun:None",))
 STARTED_ONLY = Told("JobStarted", ("prerun",))
@@ -201,7 +209,7 @@ RETURNS_OR_RAISES = (
     ),
     Outcome(
         "on_failure raises",
-        "It raises, and so does its `on_failure`.",
+        "It raises, and so does its `on_failure`, which ends a solo worker.",
         Job("fails_badly"),
         Told("JobStarted JobFailed", ("prerun postrun:None internal_error",)),
         {
@@ -225,14 +233,14 @@ RETURNS_OR_RAISES = (
     ),
     Outcome(
         "MemoryError",
-        "It raises `MemoryError`.",
+        "It raises `MemoryError`, which ends the worker with prefork and solo.",
         Job("runs_out_of_memory"),
         FAILED,
         ends_worker=("prefork", "solo"),
     ),
     Outcome(
         "SystemExit",
-        "It raises `SystemExit`, as by `sys.exit`.",
+        "It raises `SystemExit`, as by `sys.exit`, which ends a solo worker.",
         Job("exits", (3,)),
         ABORTED,
         {
@@ -245,7 +253,7 @@ RETURNS_OR_RAISES = (
     ),
     Outcome(
         "KeyboardInterrupt",
-        "It raises `KeyboardInterrupt`.",
+        "It raises `KeyboardInterrupt`, which ends a solo worker.",
         Job("interrupts"),
         ABORTED,
         {
@@ -258,12 +266,12 @@ RETURNS_OR_RAISES = (
     ),
 )
 
-NOTHING_MORE = Told("JobStarted JobRejected", ("prerun postrun:REJECTED",))
+REJECTED_IN_SILENCE = Told("JobStarted JobRejected", ("prerun postrun:REJECTED",))
 REJECTED = since_5_7(
-    Told("JobStarted JobRejected", ("prerun postrun:REJECTED failure",)), NOTHING_MORE
+    Told("JobStarted JobRejected", ("prerun postrun:REJECTED failure",)), REJECTED_IN_SILENCE
 )
 REJECTED_PREFORK = since_5_7(
-    Told("JobStarted JobRejected", ("prerun postrun:REJECTED",), "failure"), NOTHING_MORE
+    Told("JobStarted JobRejected", ("prerun postrun:REJECTED",), "failure"), REJECTED_IN_SILENCE
 )
 
 AGAIN_OR_UNWANTED = (
@@ -316,7 +324,7 @@ AGAIN_OR_UNWANTED = (
         "ignored",
         "It raises `Ignore`.",
         Job("ignored"),
-        Told("JobStarted JobIgnored", ("prerun postrun:IGNORED",)),
+        IGNORED,
     ),
     Outcome(
         "rejected",
@@ -334,7 +342,7 @@ AGAIN_OR_UNWANTED = (
     ),
     Outcome(
         "rejected with requeue",
-        "It raises `Reject(requeue=True)` with `acks_late`, and returns the next time.",
+        "It raises `Reject(requeue=True)` with `acks_late`; it is delivered again, and returns.",
         Job("rejected_late", keywords={"requeue": True}),
         Told(
             "JobStarted JobRejected JobStarted JobFinished",
@@ -384,6 +392,10 @@ def revoked(signal: str) -> Job:
     return Job("waits", steps=(f"revoke {signal}", "release"))
 
 
+KILLED_AT_LIMIT = Told(
+    "JobStarted JobFailed", ("prerun postrun:None",), "failure", perhaps="postrun:None"
+)
+
 LIMITS_AND_REVOKES = (
     Outcome(
         "soft time limit",
@@ -405,18 +417,8 @@ LIMITS_AND_REVOKES = (
         FINISHED,
         {
             "prefork": since_5_7(
-                Told(
-                    "JobStarted JobFailed",
-                    ("prerun postrun:None",),
-                    "failure failure",
-                    perhaps="postrun:None",
-                ),
-                Told(
-                    "JobStarted JobFailed",
-                    ("prerun postrun:None",),
-                    "failure",
-                    perhaps="postrun:None",
-                ),
+                replace(KILLED_AT_LIMIT, elsewhere="failure failure"),
+                KILLED_AT_LIMIT,
             ),
             "gevent": since_5_7(
                 Told("JobStarted JobFailed", ("prerun postrun:None failure",)), ABORTED
@@ -444,12 +446,7 @@ LIMITS_AND_REVOKES = (
                         ("prerun postrun:None", "prerun success postrun:SUCCESS"),
                         perhaps="postrun:None",
                     ),
-                    Told(
-                        "JobStarted JobFailed",
-                        ("prerun postrun:None",),
-                        "failure",
-                        perhaps="postrun:None",
-                    ),
+                    KILLED_AT_LIMIT,
                 ),
             ),
             "gevent": since_5_7(
@@ -563,6 +560,9 @@ LIMITS_AND_REVOKES = (
     ),
 )
 
+# 5.5 and 5.6 forget about it when they have no way to cut off the job.
+COLD_SHUTDOWN_ENDS_SOLO = not (5, 5) <= celery.VERSION[:2] < (5, 7)
+
 LOST = Told("JobStarted JobFailed", ("prerun",), "failure")
 LOST_AND_REDELIVERED = Told(
     "JobStarted JobLost JobStarted JobFinished", ("prerun", "prerun success postrun:SUCCESS")
@@ -598,7 +598,8 @@ DEATHS = (
     ),
     Outcome(
         "killed and redelivered",
-        "Its process is killed, with `acks_late` and `reject_on_worker_lost`; it returns then.",
+        "Its process is killed, with `acks_late` and `reject_on_worker_lost`; it is delivered "
+        "again, and returns.",
         Job("dies_at_first", ("os._exit",), steps=("kill",)),
         LOST_AND_REDELIVERED,
         pools=("prefork",),
@@ -629,11 +630,11 @@ DEATHS = (
     ),
     Outcome(
         "dies after another's revoke",
-        "Its process dies, after the job before it there has survived a revoke by SIGUSR1.",
+        "It survives a revoke by SIGUSR1; the *next* job in its process calls `os._exit`.",
         Job("goes_on", steps=("revoke SIGUSR1", "release")),
         Told("JobStarted JobFinished", ("prerun success postrun:SUCCESS",), "revoked"),
         pools=("prefork",),
-        needs_one_process=True,
+        alone=True,
         canvas="chain",
         members={
             "next": Member(
@@ -658,9 +659,10 @@ DEATHS = (
                 Told("JobStarted JobFailed", ("prerun postrun:None",), "failure"),
             ),
             "threads": FINISHED,
-            "solo": FAILED,
+            "solo": Changed((5, 5), FAILED, FINISHED),
         },
-        ends_worker=POOLS,
+        ends_worker=tuple(pool for pool in POOLS if pool != "solo" or COLD_SHUTDOWN_ENDS_SOLO),
+        alone=True,
     ),
     Outcome(
         "worker killed",
@@ -686,14 +688,14 @@ CANVASES = (
     ),
     Outcome(
         "nested call",
-        "It calls another as a function.",
+        "It calls another as a function (*inner*).",
         Job("calls"),
         FINISHED,
         members={"inner": Member(NOTHING)},
     ),
     Outcome(
         "chain",
-        "It is one of a chain.",
+        "It is in a chain.",
         Job("returns", (1,)),
         FINISHED,
         canvas="chain",
@@ -701,7 +703,7 @@ CANVASES = (
     ),
     Outcome(
         "group",
-        "It is one of a group.",
+        "It is in a group.",
         Job("returns", (1,)),
         FINISHED,
         canvas="group",
@@ -720,7 +722,7 @@ CANVASES = (
     ),
     Outcome(
         "chord whose header fails",
-        "It fails in the header of a chord.",
+        "It fails in the header of a chord, which has an *other* job and a *body*.",
         Job("raises", (1,)),
         FAILED,
         canvas="chord",
@@ -731,11 +733,142 @@ CANVASES = (
     ),
 )
 
-OUTCOMES = (
-    *RETURNS_OR_RAISES,
-    *AGAIN_OR_UNWANTED,
-    *NEVER_STARTED,
-    *LIMITS_AND_REVOKES,
-    *DEATHS,
-    *CANVASES,
+
+def eager(name: str, sentence: str, call: str, told: Told) -> Outcome:
+    """Return an outcome in the process that calls the task; `call` names the call in the tests."""
+    return Outcome(name, sentence, Job(call), replace(told, received=0), pools=("eager",))
+
+
+THROWN = Told("JobStarted JobFailed", ("prerun postrun:None internal_error",))
+
+EAGER = (
+    eager("apply", "`apply()`: it returns.", "apply", FINISHED),
+    eager("delay", "`delay()` with `task_always_eager`: it returns.", "delay", FINISHED),
+    eager("exception", "It raises.", "raises", FAILED),
+    eager("exception thrown", "It raises, with `throw=True`.", "throws", THROWN),
+    eager("exception propagated", "The same by `task_eager_propagates`.", "propagates", THROWN),
+    eager("SystemExit", "It raises `SystemExit`.", "exits", ABORTED),
+    eager("retry", "It is retried, and returns then.", "retries once", RETRIED_THEN_FINISHED),
+    eager(
+        "retries exhausted",
+        "It is retried, and has no more retries then.",
+        "retries in vain",
+        RETRIED_THEN_FAILED,
+    ),
+    eager("ignored", "It raises `Ignore`.", "is ignored", IGNORED),
+    eager("rejected", "It raises `Reject`.", "is rejected", REJECTED_IN_SILENCE),
+    eager("direct call", "It is called as a function.", "calls", NOTHING),
 )
+
+SECTIONS = {
+    "It returns or raises": RETURNS_OR_RAISES,
+    "It is tried again, or not wanted": AGAIN_OR_UNWANTED,
+    "It never starts": NEVER_STARTED,
+    "It takes too long, or is revoked while it runs": LIMITS_AND_REVOKES,
+    "Its process or its worker ends": DEATHS,
+    "It belongs to others": CANVASES,
+    "It runs in the process that calls it": EAGER,
+}
+
+#: Those that need a worker.
+OUTCOMES = tuple(
+    outcome for outcomes in SECTIONS.values() if outcomes is not EAGER for outcome in outcomes
+)
+
+
+# The page.
+
+VERSIONS = ((5, 4), (5, 5), (5, 6), (5, 7))
+
+INTRODUCTION = """\
+# Outcomes
+
+What happens to a job, what Celery tells of it, and which events you get. Every row is held
+against real workers by the tests, which also see that your own signal receivers hear the same
+with the broadcast on as off.
+
+An attempt gives one `JobStarted` and one end. A semicolon stands between two attempts of the same
+job. Where a job never started, the end is alone. Where the whole worker is killed, nobody is
+left to tell the end.
+
+Celery's signals are named without their `task_`, and without `task_received`. They come from
+where the job runs; those after "main:" come from the main process, of a job that runs or ran in
+a pool process, or from another thread of it. One in brackets comes or doesn't.
+
+A line without a version holds for Celery 5.4 to 5.7. A line without a pool holds for all of them.
+"""
+
+
+def page() -> str:
+    """Return docs/outcomes.md."""
+    parts = [INTRODUCTION]
+    for title, outcomes in SECTIONS.items():
+        lines = [
+            f"## {title}",
+            "",
+            "| What happens | Where | What Celery tells | Events |",
+            "|---|---|---|---|",
+            *(line for outcome in outcomes for line in _lines(outcome)),
+            "",
+        ]
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    """Return a line for each telling, with the pools and versions in which it holds."""
+    where: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = {}
+    for pool in outcome.pools:
+        for version in VERSIONS:
+            tellings = outcome.tellings_in(pool)
+            told = {name: told_by(version, telling) for name, telling in tellings.items()}
+            cells = (_cell(told, _signals_text), _cell(told, _events_text))
+            where.setdefault(cells, {}).setdefault(pool, []).append(version)
+    sentences = [outcome.sentence, *("" for _ in where)]
+    return [
+        f"| {sentence} | {_where_text(outcome, places)} | {signals} | {events} |"
+        for sentence, ((signals, events), places) in zip(sentences, where.items(), strict=False)
+    ]
+
+
+def _cell(told: Mapping[str, Told], text: Callable[[Told], str]) -> str:
+    """Return what is told of the job, and of its members where that differs."""
+    texts = {member: text(each) for member, each in told.items()}
+    others = {member: each for member, each in texts.items() if each != texts[""]}
+    return "<br>".join([texts[""], *(f"{member}: {each}" for member, each in others.items())])
+
+
+def _events_text(told: Told) -> str:
+    attempts = told.events.replace(" JobStarted", "; JobStarted")
+    return re.sub(r"(\w+)", r"`\1`", attempts).replace("` `", "`, `") or "none"
+
+
+def _signals_text(told: Told) -> str:
+    attempts = [re.sub(r":\w+", "", attempt).replace(" ", ", ") for attempt in told.attempts]
+    perhaps = [name for name in told.perhaps.split() if name != "postrun:None"]
+    elsewhere = [*told.elsewhere.split(), *(f"({name})" for name in perhaps)]
+    main = ["main: " + ", ".join(elsewhere)] if elsewhere else []
+    return "; ".join([*attempts, *main]) or "nothing"
+
+
+def _where_text(outcome: Outcome, places: Mapping[str, list[tuple[int, int]]]) -> str:
+    """Return the pools and versions, such as "threads, solo; gevent 5.7"."""
+    pools_of: dict[str, list[str]] = {}
+    for pool, versions in places.items():
+        pools_of.setdefault(_versions_text(versions), []).append(pool)
+    texts = {
+        versions: "" if tuple(pools) in {POOLS, ("eager",)} else ", ".join(pools)
+        for versions, pools in pools_of.items()
+    }
+    return "; ".join(f"{pools} {versions}".strip() for versions, pools in texts.items())
+
+
+def _versions_text(versions: Sequence[tuple[int, int]]) -> str:
+    first, last = (".".join(map(str, version)) for version in (versions[0], versions[-1]))
+    if tuple(versions) == VERSIONS:
+        return ""
+    return first if first == last else f"{first} to {last}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

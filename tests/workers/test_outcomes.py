@@ -37,6 +37,8 @@ class Row:
     expected: dict[str, Told]
     on: dict[str, Observed]
     off: dict[str, Observed]
+    queue: str
+    worker: str
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,13 @@ def row(request: pytest.FixtureRequest, runs_of: RunsOf) -> Row:
         if run.failure is not None:
             raise run.failure
     expected = {member: told_here(telling) for member, telling in outcome.tellings_in(pool).items()}
-    return Row(expected, on.observed(outcome), off.observed(outcome))
+    return Row(
+        expected,
+        on.observed(outcome),
+        off.observed(outcome),
+        on.worker.queue,
+        on.worker.process.node_name,
+    )
 
 
 def test_each_attempt_gives_its_start_and_its_one_end(row: Row) -> None:
@@ -75,6 +83,15 @@ def test_an_end_tells_when_and_where_its_attempt_started(row: Row) -> None:
                 assert (start.started_at, start.runtime, ends) == (None, 0.0, [])
 
 
+def test_every_event_of_an_attempt_tells_of_the_same_attempt(row: Row) -> None:
+    for observed in row.on.values():
+        for attempt in observed.attempts():
+            assert len({(event.task_name, event.retries) for event in attempt}) == 1
+
+    told = {(event.queue, event.worker) for event in row.on[""].events}
+    assert told <= {(row.queue, row.worker)}
+
+
 def test_receivers_hear_the_same_with_the_broadcast_on_and_off(row: Row) -> None:
     expected = {
         member: replace(told, events="", perhaps="", received=told.messages)
@@ -85,3 +102,15 @@ def test_receivers_hear_the_same_with_the_broadcast_on_and_off(row: Row) -> None
         assert {
             member: observed[member].heard(told) for member, told in row.expected.items()
         } == expected
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [pytest.param(pool, marks=pytest.mark.xdist_group(f"outcomes-{pool}")) for pool in POOLS],
+)
+def test_the_bridge_had_no_error_of_its_own(pool: str, runs_of: RunsOf) -> None:
+    for run in runs_of(pool):
+        log = run.worker.process.logs()
+
+        assert "broadcast failed" not in log
+        assert "Signal handler" not in log
