@@ -19,6 +19,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 # The news of a greenlet that was stopped come at once, if they come.
 _MOST_WITHOUT_NEWS = 1_000
 
+_ENDS_REMEMBERED = 1_000
+
 # What a note says while its end is being published: after the other states.
 _ENDINGS: Mapping[type[JobEnded], int] = {
     event_type: 16 + number
@@ -102,7 +104,7 @@ class Attempts:
         """Forget all: a forked child has no part in its parent's attempts."""
         self._open: dict[int, Attempt] = {}
         self._without_news: dict[str, deque[Attempt]] = {}
-        self._aborted: deque[Mapping[str, Any]] = deque(maxlen=_MOST_WITHOUT_NEWS)
+        self._ended: deque[tuple[str, int]] = deque(maxlen=_ENDS_REMEMBERED)
 
     def share(self, slots: Slots) -> None:
         """Note each attempt of a pool process where its main process can read it."""
@@ -168,8 +170,14 @@ class Attempts:
         return attempt.note
 
     def end(self, request: object) -> None:
-        """Note that the end of the attempt with this request is published."""
-        self._open.pop(id(request), None)
+        """Note that the end of the attempt with this request is published.
+
+        Celery may tell of it once more, if something goes wrong in its own
+        hands. Of a pool process it does so elsewhere.
+        """
+        attempt = self._open.pop(id(request), None)
+        if attempt is not None and not self.are_told_to_parent():
+            self._ended.append((attempt.facts["task_id"], attempt.facts["retries"]))
 
     def close(self, attempt: Attempt) -> None:
         """Note that an attempt has ended, so that the main process tells nobody of it."""
@@ -209,19 +217,12 @@ class Attempts:
             return self.end_by_news(next(iter(self._without_news)))
         return None
 
-    def end_aborted(self, request: object) -> None:
-        """Note that the attempt is ended, of which Celery may yet have news in this process."""
-        attempt = self._open.pop(id(request), None)
-        if attempt is not None:
-            self._aborted.append(attempt.facts)
-
-    def was_aborted(self, news: News) -> bool:
-        """Tell, once, whether news are of an attempt that was ended without them."""
-        for facts in self._aborted:
-            if news.may_be_about(facts):
-                self._aborted.remove(facts)
-                return True
-        return False
+    def was_ended(self, news: News) -> bool:
+        """Tell whether news are of an attempt that was ended here, not long ago."""
+        return any(
+            news.may_be_about({"task_id": task_id, "retries": retries})
+            for task_id, retries in self._ended
+        )
 
     def running(self, news: News) -> Attempt | None:
         """Return the attempt that runs here and that the news are about; None if none does."""

@@ -324,7 +324,7 @@ class Bridge:
             self._attempts.leave_to_parent(request)
         else:
             self._end_failed(attempt, flying)
-            self._attempts.end_aborted(request)
+            self._attempts.end(request)
 
     def _is_told_by_parent(self, flying: BaseException) -> bool:
         """Tell whether this pool process is dying, of which its parent will tell.
@@ -367,7 +367,7 @@ class Bridge:
             self._end(news.event_type, attempt, news.details)
         elif (running := self._attempts.running(news)) is not None:
             running.news = news  # until it is over, its own thread has the last word
-        elif not self._attempts.was_aborted(news):
+        elif not self._attempts.was_ended(news):
             self._survivor.hear(news)
 
     # The process begins and ends.
