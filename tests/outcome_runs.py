@@ -140,7 +140,6 @@ class Run:
         for outcome in self.outcomes:
             if outcome.is_revoked_first:
                 self.worker.process.ready(STARTING_SECONDS)
-                wait_until(self.worker.is_listening, STARTING_SECONDS)
                 self._revoke(self._ids[outcome.name, ""])
 
     def send(self, *, stage: int) -> None:
@@ -218,8 +217,10 @@ class Run:
         )
         if self.broadcasting:
             listener.wait_for(1, EventReport, consumer="trail", task_id=job_id)
-        if self.pool != "solo":  # which is deaf while a job runs
+        if self.pool not in {"threads", "solo"}:
             # A job whose process dies before its parent knows that it runs it is run again.
+            # Not with threads: a SIGQUIT that finds the main thread at its answer is lost,
+            # for Celery takes it for an error of the command. And solo is deaf meanwhile.
             wait_until(self.worker.is_listening, STARTING_SECONDS)
             wait_until(lambda: job_id in (self.worker.active_jobs() or ()), STARTING_SECONDS)
         return call.pid
@@ -247,6 +248,7 @@ class Run:
     def _revoke(self, job_id: str, **arguments: Any) -> None:
         """Revoke a job, and wait until that is done, if the worker can hear it now."""
         if self.pool != "solo" or not arguments:
+            wait_until(self.worker.is_listening, STARTING_SECONDS)
             arguments |= {"reply": True, "limit": 1, "timeout": 30}
         self.worker.app.control.revoke(
             job_id, destination=[self.worker.process.node_name], **arguments
