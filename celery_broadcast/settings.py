@@ -20,7 +20,7 @@ _FALSE = frozenset({"0", "false", "no", "off", "n", "f", ""})
 _LONGEST_DRAIN_SECONDS = 86_400.0
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return a wrong value as text: its own `repr` may be wrong too."""
     try:
         return repr(value)
@@ -43,7 +43,7 @@ def check_flag(setting: str, value: object) -> bool:
         return True
     if word in _FALSE:
         return False
-    msg = f"{setting} must be True or False (or 1, 0, yes, no, on, off), got {_shown(value)}."
+    msg = f"{setting} must be True or False (or 1, 0, yes, no, on, off), got {shown(value)}."
     raise ConfigurationError(msg)
 
 
@@ -59,7 +59,7 @@ def check_mailbox_size(setting: str, value: object) -> int | None:
         return value
     msg = (
         f"{setting} must be a number of events of 1 or more, or None for no bound, "
-        f"got {_shown(value)}."
+        f"got {shown(value)}."
     )
     raise ConfigurationError(msg)
 
@@ -73,7 +73,7 @@ def check_overflow(setting: str, value: object) -> str:
     if isinstance(value, str) and value in OVERFLOW_POLICIES:
         return value
     msg = (
-        f"{setting}={_shown(value)} is not a policy. "
+        f"{setting}={shown(value)} is not a policy. "
         "Use 'drop_oldest' (keep the newest events) or 'drop_newest' (keep the oldest)."
     )
     raise ConfigurationError(msg)
@@ -91,16 +91,14 @@ def check_seconds(setting: str, value: object) -> float:
         and 0 <= value <= _LONGEST_DRAIN_SECONDS
     ):
         return float(value)
-    msg = (
-        f"{setting} must be a number of seconds of 0 or more (at most a day), got {_shown(value)}."
-    )
+    msg = f"{setting} must be a number of seconds of 0 or more (at most a day), got {shown(value)}."
     raise ConfigurationError(msg)
 
 
 def _check_characters(setting: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    msg = f"{setting} must be a number of characters of 0 or more, got {_shown(value)}."
+    msg = f"{setting} must be a number of characters of 0 or more, got {shown(value)}."
     raise ConfigurationError(msg)
 
 
@@ -109,11 +107,11 @@ def _check_event_names(setting: str, value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str | type) or not isinstance(value, list | tuple | set | frozenset):
-        msg = f"{setting} must be a list of event types or of their names, got {_shown(value)}."
+        msg = f"{setting} must be a list of event types or of their names, got {shown(value)}."
         raise ConfigurationError(msg)
     for item in value:
         if not isinstance(item, str | type):
-            msg = f"{setting} must hold event types or their names, got {_shown(item)} in it."
+            msg = f"{setting} must hold event types or their names, got {shown(item)} in it."
             raise ConfigurationError(msg)
     return tuple(sorted({item if isinstance(item, str) else item.__name__ for item in value}))
 
@@ -181,7 +179,7 @@ def load(
         if name in given and given[name] != value:
             msg = (
                 f"{spelled[name]} and {key} are the same setting with different values, "
-                f"{_shown(configuration[spelled[name]])} and {_shown(configuration[key])}. "
+                f"{shown(configuration[spelled[name]])} and {shown(configuration[key])}. "
                 "Remove one."
             )
             raise ConfigurationError(msg)

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "throttle": set(),
     "waiting": set(),
     "settings": {"errors"},
+    "batch": {"errors", "settings"},
     "consumer": {"events"},
     "subscription": {"consumer", "errors", "events", "settings"},
     "counts": set(),
