@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "fork": set(),
     "notices": set(),
     "restarts": set(),
+    "partitions": set(),
     "throttle": set(),
     "waiting": set(),
     "settings": {"errors"},
