@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "waiting": set(),
     "settings": {"errors"},
     "batch": {"errors", "settings"},
+    "rate_limit": {"errors", "settings"},
     "consumer": {"events"},
     "subscription": {"consumer", "errors", "events", "settings"},
     "counts": set(),
@@ -54,7 +55,7 @@ MAY_IMPORT = {
 LOADED_WHEN_ON = {"installation": {"bridge", "producer", "subscription"}}
 
 #: The files that know Celery; the core does not.
-KNOW_CELERY = {"bridge", "facts", "plugin", "installation"}
+KNOW_CELERY = {"bridge", "facts", "plugin", "installation", "rate_limit"}
 
 
 def imports_of(file: Path) -> tuple[set[str], set[str]]:
