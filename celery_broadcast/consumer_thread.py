@@ -161,7 +161,7 @@ class ConsumerThread:
     def _run(self) -> None:
         hands.set(self._hands)
         while (crash := self._live()) is not None:
-            pause = self._restarts.pause_after_crash(time.monotonic())
+            pause = self._restarts.pause_after_crash(crash, time.monotonic())
             if pause is None:
                 self._give_up(crash)
                 break

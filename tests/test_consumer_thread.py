@@ -15,7 +15,7 @@ from celery_broadcast.counts import GAVE_UP
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished
 from celery_broadcast.mailbox import Mailbox
-from celery_broadcast.restarts import Restarts
+from celery_broadcast.restarts import Restart, Restarts
 
 NOBODY: frozenset[str] = frozenset()
 
@@ -190,7 +190,7 @@ def test_a_consumer_that_crashes_too_often_is_given_up_and_its_events_are_counte
     for event in numbered(2):
         mailbox.put(Delivery(event, NOBODY))
     thread = ConsumerThread(
-        subscribe(NeverReady(), "store"), mailbox, Restarts(max_restarts=0, within_seconds=5.0)
+        subscribe(NeverReady(), "store"), mailbox, Restarts(Restart(max_restarts=0))
     )
     with notices.consumer_gave_up.connected_to(hear):
         thread.start()
@@ -210,8 +210,8 @@ def test_a_stop_wakes_a_pause_at_once() -> None:
         def handle(self, event: JobEvent) -> None: ...
 
     class LongPauses(Restarts):
-        def pause_after_crash(self, now: float) -> float | None:
-            return 3_600.0 if super().pause_after_crash(now) is not None else None
+        def pause_after_crash(self, crash: BaseException, now: float) -> float | None:
+            return 3_600.0 if super().pause_after_crash(crash, now) is not None else None
 
     pausing: list[float] = []
 
@@ -219,7 +219,7 @@ def test_a_stop_wakes_a_pause_at_once() -> None:
         pausing.append(pause)
 
     thread = ConsumerThread(
-        subscribe(NeverReady(), "store"), Mailbox(size=1), LongPauses(max_restarts=1)
+        subscribe(NeverReady(), "store"), Mailbox(size=1), LongPauses(Restart(max_restarts=1))
     )
     with notices.consumer_restarted.connected_to(hear):
         thread.start()
