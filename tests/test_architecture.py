@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "batch": {"errors", "settings"},
     "rate_limit": {"errors", "settings"},
     "restarts": {"errors", "settings"},
+    "retry": {"errors", "settings"},
     "consumer": {"events"},
     "subscription": {"consumer", "errors", "events", "settings"},
     "counts": set(),
