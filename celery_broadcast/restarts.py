@@ -15,6 +15,7 @@ WITHIN_SECONDS = 5.0
 
 _KINDS = ("permanent", "transient", "temporary")
 _FIRST_PAUSE_SECONDS = 0.5
+_MOST_DOUBLINGS = 20  # that is days, more than any share, and a float still holds it
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Restarts:
     def pause_after_crash(self, crash: BaseException, now: float) -> float | None:
         """Return the seconds to wait before the next start; None to start no more.
 
-        The pause doubles with every crash of the last `within` seconds.
+        The pause doubles with every crash of the last `within` seconds, up to
+        its share of them: pauses that outlast them would let every crash be
+        forgotten, and a consumer that can't start would never be given up.
 
         Args:
             crash: what ended the consumer.
@@ -92,4 +95,5 @@ class Restarts:
         recent = len(self._crashed_at)
         if recent > self._restart.max_restarts:
             return None
-        return _FIRST_PAUSE_SECONDS * 2.0 ** (recent - 1)
+        share = self._restart.within / (self._restart.max_restarts + 1)
+        return min(_FIRST_PAUSE_SECONDS * 2.0 ** min(recent - 1, _MOST_DOUBLINGS), share)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.restarts import (
     MAX_RESTARTS,
-    WITHIN_SECONDS,
     Restart,
     Restarts,
     ended_on_purpose,
@@ -75,13 +74,24 @@ def test_it_gives_up_when_and_only_when_too_many_crashes_are_recent(
         answer = restarts.pause_after_crash(CRASH, now)
 
         assert (answer is None) == (recent > max_restarts)
-        assert answer is None or answer == 0.5 * 2 ** (recent - 1)
+        share = within_seconds / (max_restarts + 1)
+        assert answer is None or answer == min(0.5 * 2 ** (recent - 1), share)
 
 
-def test_the_usual_pauses_fit_into_the_usual_time() -> None:
-    pauses = [0.5 * 2**number for number in range(MAX_RESTARTS)]
+@given(max_restarts=st.integers(0, 5_000), within=st.floats(0.1, 86_400.0))
+def test_a_consumer_that_never_starts_is_given_up_whatever_the_numbers(
+    max_restarts: int, within: float
+) -> None:
+    restarts = Restarts(Restart(max_restarts=max_restarts, within=within))
+    now, starts = 0.0, 0
 
-    assert sum(pauses) < WITHIN_SECONDS
+    while (pause := restarts.pause_after_crash(CRASH, now)) is not None:
+        now += pause
+        starts += 1
+        assert starts <= max_restarts
+
+    assert starts == max_restarts
+    assert now <= within
 
 
 @pytest.mark.parametrize("crash", [SystemExit(), SystemExit(None), SystemExit(0)])
