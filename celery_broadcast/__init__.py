@@ -10,10 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_broadcast.batch import Batch
     from celery_broadcast.consumer import Consumer
     from celery_broadcast.counts import ConsumerStats
+    from celery_broadcast.declaration import on_job_event, subscribe
     from celery_broadcast.errors import BroadcastError, ConfigurationError
     from celery_broadcast.events import (
+        Event,
         JobEnded,
         JobEvent,
         JobFailed,
@@ -25,18 +28,23 @@ if TYPE_CHECKING:
         JobRevoked,
         JobStarted,
     )
-    from celery_broadcast.installation import drain, install, stats, uninstall
+    from celery_broadcast.installation import drain, install, notify, stats, uninstall
     from celery_broadcast.producer import Drained
-    from celery_broadcast.subscription import on_job_event
+    from celery_broadcast.restarts import Restart
+    from celery_broadcast.retry import Retry
+    from celery_broadcast.streams import Stream, stream
+    from celery_broadcast.subscription import Subscription
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "Batch": "batch",
     "BroadcastError": "errors",
     "ConfigurationError": "errors",
     "Consumer": "consumer",
     "ConsumerStats": "counts",
     "Drained": "producer",
+    "Event": "events",
     "JobEnded": "events",
     "JobEvent": "events",
     "JobFailed": "events",
@@ -47,19 +55,28 @@ _HOME = {
     "JobRetried": "events",
     "JobRevoked": "events",
     "JobStarted": "events",
+    "Restart": "restarts",
+    "Retry": "retry",
+    "Stream": "streams",
+    "Subscription": "subscription",
     "drain": "installation",
     "install": "installation",
-    "on_job_event": "subscription",
+    "notify": "installation",
+    "on_job_event": "declaration",
     "stats": "installation",
+    "stream": "streams",
+    "subscribe": "declaration",
     "uninstall": "installation",
 }
 
 __all__ = [
+    "Batch",
     "BroadcastError",
     "ConfigurationError",
     "Consumer",
     "ConsumerStats",
     "Drained",
+    "Event",
     "JobEnded",
     "JobEvent",
     "JobFailed",
@@ -70,10 +87,17 @@ __all__ = [
     "JobRetried",
     "JobRevoked",
     "JobStarted",
+    "Restart",
+    "Retry",
+    "Stream",
+    "Subscription",
     "drain",
     "install",
+    "notify",
     "on_job_event",
     "stats",
+    "stream",
+    "subscribe",
     "uninstall",
 ]
 

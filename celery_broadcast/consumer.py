@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
-
-from celery_broadcast.events import JobEvent
 
 
 class Consumer:
@@ -13,32 +11,38 @@ class Consumer:
 
     Every process that has events makes its own instance, and makes a new one
     when the consumer is restarted. All three methods, and `__init__`, are
-    called on the consumer's own thread.
+    called on the consumer's own thread. With `concurrency`, each of its threads
+    has an instance of its own.
+
+    If `handle` is `async def`, the thread runs an event loop, and one instance
+    handles up to `concurrency` events at once; `setup` and `teardown` may then
+    be `async def` too.
     """
 
-    def setup(self) -> None:
+    def setup(self) -> Awaitable[None] | None:
         """Get ready: called before the first event, and again after a restart.
 
         If it raises, the consumer is restarted after a pause.
         """
 
-    def handle(self, event: Any) -> None:
+    def handle(self, event: Any) -> Awaitable[None] | None:
         """Handle one event, whose type is one of those subscribed to.
 
-        If it raises, the event is counted as failed and the next one comes.
+        With `batch`, a list of events. If it raises, the event, or each of the
+        list, is counted as failed and the next one comes.
         """
         raise NotImplementedError
 
-    def teardown(self) -> None:
+    def teardown(self) -> Awaitable[None] | None:
         """Let go of what `setup` took: called at the drain and before a restart."""
 
 
 class FunctionConsumer(Consumer):
-    """A plain function, as a consumer."""
+    """A function, or a coroutine function, as a consumer."""
 
     def __init__(self, function: Callable[[Any], object]) -> None:
         self._function = function
 
-    def handle(self, event: JobEvent) -> None:
-        """Call the function with the event."""
-        self._function(event)
+    def handle(self, event: Any) -> Any:
+        """Call the function with the event, or the list of them."""
+        return self._function(event)

@@ -1,54 +1,52 @@
-"""The thread of one consumer: take an event, handle it, count it."""
+"""A thread of a consumer: it lives one life after the other, until there is nothing to live for."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Set as AbstractSet
-from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from celery_broadcast import notices
-from celery_broadcast.consumer import Consumer
-from celery_broadcast.counts import GAVE_UP
-from celery_broadcast.dispatcher import Delivery
-from celery_broadcast.mailbox import Mailbox
-from celery_broadcast.restarts import Restarts
-from celery_broadcast.subscription import Subscription
-from celery_broadcast.throttle import Throttle
+from celery_broadcast.counts import CANCELLED, GAVE_UP
+from celery_broadcast.life import Life
+from celery_broadcast.restarts import Restarts, ended_on_purpose
+from celery_broadcast.station import Station, hands
 from celery_broadcast.waiting import wait_until_set
+
+if TYPE_CHECKING:
+    from celery_broadcast.async_life import AsyncLife
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-#: The consumers in whose hands the present code runs; empty anywhere else.
-hands: ContextVar[AbstractSet[str]] = ContextVar("celery_broadcast_hands", default=frozenset())
-
-_SECONDS_BETWEEN_TRACEBACKS = 1.0
-
 
 class ConsumerThread:
-    """Runs one consumer until its mailbox is closed and empty, or it is given up."""
+    """Runs a consumer until nothing more can come, or it is given up.
 
-    def __init__(
-        self,
-        subscription: Subscription,
-        mailbox: Mailbox[Delivery],
-        restarts: Restarts | None = None,
-    ) -> None:
-        self.name: str = subscription.name
-        self.mailbox = mailbox
-        self._subscription = subscription
-        self._restarts = Restarts() if restarts is None else restarts
-        self._consumer: Consumer | None = None
-        self._hands = frozenset({self.name})
-        self._failures = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TRACEBACKS)
-        self._stop_requested = threading.Event()
+    Args:
+        station: what it shares with the other threads of the consumer.
+        name: the name of the thread.
+        restarts: when the consumer may start again.
+    """
+
+    def __init__(self, station: Station, name: str, restarts: Restarts) -> None:
+        self._station = station
+        self._restarts = restarts
+        self._life = _new_life(station)
         # Not the thread's own is_alive(): a join that Ctrl-C interrupts makes
         # Python take a living thread for a dead one (bpo-45274).
         self._ended = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name=f"broadcast:{self.name}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the system gave it a thread."""
+        return self._thread.ident is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has handled its last event."""
+        return self._ended.is_set()
 
     def start(self) -> None:
         """Start the thread.
@@ -58,154 +56,65 @@ class ConsumerThread:
         """
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ask the consumer to handle what waits and then to end; return at once."""
-        self.mailbox.close()
-        self._stop_requested.set()
-
-    def finish(self, deadline: float) -> None:
-        """Wait for the end of the thread, after `stop`.
-
-        A consumer for which there was no thread is run here and now.
+    def wait_for_end(self, deadline: float) -> bool:
+        """Wait for the end of the thread; return whether that has come.
 
         Args:
             deadline: when to go on all the same, by the monotonic clock.
         """
-        if self._thread.ident is not None:
-            wait_until_set(self._ended, deadline)
-        elif self.mailbox.stats().pending:
-            self._live(deadline)
+        return wait_until_set(self._ended, deadline)
 
-    def has_ended(self) -> bool:
-        """Tell whether the consumer is done with everything."""
-        return self._ended.is_set() or not self.mailbox.stats().pending
-
-    def step(self, wait_seconds: float | None = None) -> bool:
-        """Take one event and handle it; this is all the thread does, again and again.
-
-        Args:
-            wait_seconds: how long to wait for an event; None is without a limit.
-
-        Returns:
-            Whether there was one. Without a limit: False once the mailbox is
-            closed and empty.
-
-        Raises:
-            BaseException: the consumer raised something that isn't an
-                `Exception`, such as `SystemExit`. It is counted.
-        """
-        taken = self.mailbox.take(demand=1, wait_seconds=wait_seconds)
-        for delivery in taken:
-            before = hands.set(self._hands | delivery.origin)
-            try:
-                self._handle(delivery)
-            finally:
-                hands.reset(before)
-        return bool(taken)
-
-    def set_up(self) -> None:
-        """Make the consumer and set it up.
-
-        Raises:
-            BaseException: whatever the consumer raised.
-        """
-        consumer = self._subscription.make_consumer()
-        consumer.setup()
-        self._consumer = consumer
-        notices.send(notices.consumer_started, self.name)
-
-    def tear_down(self) -> None:
-        """Tear the consumer down, if it was set up. What it raises is logged."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is None:
-            return
-        try:
-            consumer.teardown()
-        except BaseException as error:  # the thread ends orderly all the same
-            logger.exception("consumer %r could not tear down; nothing is lost by it", self.name)
-            notices.send(notices.consumer_failed, self.name, event=None, error=error)
-
-    def _handle(self, delivery: Delivery) -> None:
-        selector = self._subscription.selector
-        try:
-            if selector is not None and not selector(delivery.event):
-                self.mailbox.settle(declined=1)
-                return
-            assert self._consumer is not None  # noqa: S101  # steps come after set_up
-            self._consumer.handle(delivery.event)
-        except BaseException as error:
-            self.mailbox.settle(failed=1)
-            self._say_failed(delivery, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            self.mailbox.settle(handled=1)
-
-    def _say_failed(self, delivery: Delivery, error: BaseException) -> None:
-        now = time.monotonic()
-        self._failures.add(1, now)
-        if self._failures.due_in(now) == 0.0:
-            count, _ = self._failures.say(now)
-            more = f" ({count - 1} more since the last such line)" if count > 1 else ""
-            goes_on = ", the consumer goes on" if isinstance(error, Exception) else ""
-            logger.error(
-                "consumer %r raised on %s; this event is lost%s%s",
-                self.name,
-                delivery.event,
-                goes_on,
-                more,
-                exc_info=error,
-            )
-        notices.send(notices.consumer_failed, self.name, event=delivery.event, error=error)
+    def live_here(self, deadline: float) -> None:
+        """Live one life on the present thread: there was none to be had."""
+        self._life.live(deadline)
 
     def _run(self) -> None:
-        hands.set(self._hands)
-        while (crash := self._live()) is not None:
+        station = self._station
+        hands.set(frozenset({station.name}))
+        while (crash := self._life.live()) is not None:
             pause = self._restarts.pause_after_crash(crash, time.monotonic())
             if pause is None:
                 self._give_up(crash)
                 break
             logger.error(
                 "consumer %r crashed (%s). It starts again in %.1f s; its events wait meanwhile",
-                self.name,
+                station.name,
                 type(crash).__name__,
                 pause,
             )
-            notices.send(notices.consumer_restarted, self.name, error=crash, pause=pause)
+            notices.send(notices.consumer_restarted, station.name, error=crash, pause=pause)
             del crash  # and with it all that its traceback keeps alive
-            self._stop_requested.wait(pause)
-        notices.send(notices.consumer_stopped, self.name)
+            station.stop_requested.wait(pause)
+        notices.send(notices.consumer_stopped, station.name)
         self._ended.set()
-
-    def _live(self, deadline: float | None = None) -> BaseException | None:
-        """Live one life of the consumer; return what ended it, None if it was the stop.
-
-        Args:
-            deadline: when to end it all the same, by the monotonic clock.
-        """
-        try:
-            self.set_up()
-        except BaseException as error:  # theirs must not end the thread
-            logger.exception("consumer %r could not set up", self.name)
-            notices.send(notices.consumer_failed, self.name, event=None, error=error)
-            return error
-        try:
-            while (deadline is None or time.monotonic() < deadline) and self.step():
-                pass
-        except BaseException as error:  # noqa: BLE001  # counted and logged in the step
-            return error
-        finally:
-            self.tear_down()
-        return None
 
     def _give_up(self, crash: BaseException) -> None:
         """Drop what waits; the producer notices it as it does every loss."""
-        lost = self.mailbox.abandon(GAVE_UP)
+        station = self._station
+        if ended_on_purpose(crash):
+            lost = station.abandon(CANCELLED)
+            logger.info(
+                "consumer %r ended itself. %d events that waited are dropped, and so is what comes "
+                "until this process restarts",
+                station.name,
+                lost,
+            )
+            return
+        lost = station.abandon(GAVE_UP)
         logger.critical(
             "consumer %r gave up, it crashed too often (%s). %d events that waited are dropped, "
             "and so is what comes until this process restarts",
-            self.name,
+            station.name,
             type(crash).__name__,
             lost,
         )
-        notices.send(notices.consumer_gave_up, self.name, error=crash)
+        notices.send(notices.consumer_gave_up, station.name, error=crash)
+
+
+def _new_life(station: Station) -> Life | AsyncLife:
+    if not station.subscription.is_async:
+        return Life(station)
+    # Who has no coroutines shall not pay for loading asyncio.
+    from celery_broadcast.async_life import AsyncLife  # noqa: PLC0415
+
+    return AsyncLife(station)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +17,11 @@ STOPPED = "stopped"
 DRAIN_TIMEOUT = "drain-timeout"
 GAVE_UP = "gave-up"
 PROCESS_DIED = "process-died"
-DROP_REASONS = (MAILBOX_FULL, INBOX_FULL, STOPPED, DRAIN_TIMEOUT, GAVE_UP, PROCESS_DIED)
+CANCELLED = "cancelled"
+DROP_REASONS = (
+    *(MAILBOX_FULL, INBOX_FULL, STOPPED, DRAIN_TIMEOUT, GAVE_UP, PROCESS_DIED),
+    CANCELLED,
+)
 
 
 class ConsumerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,13 +74,17 @@ LENGTH = _FIRST_DROP + len(DROP_REASONS)
 class Counts:
     """A consumer's numbers, one after another; they outlive its mailboxes.
 
-    Each mailbox writes under its own lock.
-
     Args:
         numbers: where to count; by default in an array of its own.
+
+    Attributes:
+        lock: whoever writes holds it; a mailbox shares it with the next one of
+            the same consumer, which may begin before the last has ended.
     """
 
     def __init__(self, numbers: Numbers | None = None) -> None:
+        # Made through the module, so that it is the patched one under gevent.
+        self.lock: threading.Lock = threading.Lock()
         self._numbers: Numbers = array("Q", bytes(8 * LENGTH)) if numbers is None else numbers
 
     def offer(self, count: int = 1) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import TypeAlias
 
 import msgspec
 
-from celery_broadcast.events import JobEvent
+from celery_broadcast.events import Event
 from celery_broadcast.mailbox import Mailbox
-from celery_broadcast.subscription import Subscription
-
-#: What the declarative selectors look at; events of one kind go the same way.
-Kind: TypeAlias = tuple[type[JobEvent], str, str | None]
+from celery_broadcast.selection import Kind, Selection, kind_of
 
 # Task and queue names can be made up at run time without end.
 _MOST_KINDS_REMEMBERED = 10_000
@@ -28,17 +24,15 @@ class Delivery(msgspec.Struct):
         note: the note, in this process's slot, of the attempt that starts or ends.
         taken: whether the producer's thread has it. It may be published twice,
             when what published it was interrupted and can't tell how far it came.
+        dispatched_at: when it came to the mailboxes, in seconds of the monotonic
+            clock; 0.0 while no consumer asks for batches.
     """
 
-    event: JobEvent
+    event: Event
     origin: AbstractSet[str]
     note: int | None = None
     taken: bool = False
-
-
-def kind_of(event: JobEvent) -> Kind:
-    """Return the kind of an event."""
-    return type(event), event.task_name, event.queue
+    dispatched_at: float = 0.0
 
 
 class Dispatcher:
@@ -48,12 +42,17 @@ class Dispatcher:
     """
 
     def __init__(self) -> None:
-        self._mailboxes: dict[str, tuple[Subscription, Mailbox[Delivery]]] = {}
+        self._mailboxes: dict[str, tuple[Selection, Mailbox[Delivery]]] = {}
         self._routes: dict[Kind, tuple[tuple[str, Mailbox[Delivery]], ...]] = {}
 
-    def add(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
-        """Send the events that `subscription` wants to `mailbox` from now on."""
-        self._mailboxes[subscription.name] = (subscription, mailbox)
+    def add(self, consumer: str, selection: Selection, mailbox: Mailbox[Delivery]) -> None:
+        """Send the events that are wanted to the consumer's mailbox from now on."""
+        self._mailboxes[consumer] = (selection, mailbox)
+        self._routes.clear()
+
+    def remove(self, consumer: str) -> None:
+        """Send the consumer nothing from now on."""
+        self._mailboxes.pop(consumer, None)
         self._routes.clear()
 
     def dispatch(self, delivery: Delivery) -> list[str]:
@@ -86,7 +85,7 @@ class Dispatcher:
                 self._routes.clear()
             route = self._routes[kind] = tuple(
                 (name, mailbox)
-                for name, (subscription, mailbox) in self._mailboxes.items()
-                if subscription.wants(*kind)
+                for name, (selection, mailbox) in self._mailboxes.items()
+                if selection.wants(kind)
             )
         return route

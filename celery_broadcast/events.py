@@ -12,12 +12,32 @@ from typing import Any
 
 import msgspec
 
+from celery_broadcast.errors import ConfigurationError
+
 # The job's own data, and what may be as private: in an event, but in no log line.
 _KEPT_OUT_OF_REPR = frozenset({"args", "kwargs", "headers", "result", "traceback"})
 
 
-class JobEvent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Something happened to one attempt to run a job; the base of all events.
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Something happened; the base of all events, and of those of your own.
+
+    ```python
+    class Incident(Event, frozen=True, kw_only=True):
+        task_name: str
+        failures: int
+    ```
+
+    `celery_broadcast.notify(Incident(...))` publishes one. What subscribes to
+    `Event` gets both.
+    """
+
+    def __str__(self) -> str:
+        """Name the event in a log line: "Incident"."""
+        return type(self).__name__
+
+
+class JobEvent(Event, frozen=True, kw_only=True, tag=True):
+    """Something happened to one attempt to run a job; the base of all events of jobs.
 
     `args`, `kwargs` and `result` are the job's own objects, not copies: read
     them, don't change them. They are None with `broadcast_payload = False`.
@@ -195,6 +215,30 @@ class JobLost(JobEnded, frozen=True, kw_only=True, tag=True):
     """
 
     state: str = "PENDING"
+
+
+def check_event(value: object) -> None:
+    """Refuse what can't be published.
+
+    Raises:
+        ConfigurationError: it is not an instance of a frozen subclass of `Event`.
+    """
+    kind = value if isinstance(value, type) else type(value)
+    if not issubclass(kind, Event) or kind is Event:
+        msg = (
+            f"{value!r} ({kind.__name__}) is not an event. Make a subclass of "
+            "celery_broadcast.Event, and publish an instance of it."
+        )
+        raise ConfigurationError(msg)
+    if isinstance(value, type):
+        msg = f"{kind.__name__} is an event type. Publish an instance: {kind.__name__}(...)."
+        raise ConfigurationError(msg)
+    if not kind.__struct_config__.frozen:
+        msg = (
+            f"{kind.__name__} is not frozen, but several threads read its events. Write: "
+            f"class {kind.__name__}(Event, frozen=True): ..."
+        )
+        raise ConfigurationError(msg)
 
 
 #: Every event type that an attempt can give, by its name.

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
     from celery_broadcast.bridge import Bridge
     from celery_broadcast.counts import ConsumerStats
-    from celery_broadcast.producer import Drained
+    from celery_broadcast.events import Event
+    from celery_broadcast.producer import Drained, Producer
+    from celery_broadcast.subscription import Registry
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 # The one of this process, and the apps whose configuration turned it on.
 _bridge: Bridge | None = None
 _apps: weakref.WeakSet[Celery] = weakref.WeakSet()
+# Installed apps whose configuration hasn't been read.
+_unread: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 def install(app: Celery) -> None:
@@ -42,6 +46,8 @@ def install(app: Celery) -> None:
     )
     if app.configured:  # type: ignore[attr-defined]  # celery-types lacks it
         _apply(app)
+    else:
+        _unread.add(app)
 
 
 def uninstall(app: Celery) -> None:
@@ -51,7 +57,36 @@ def uninstall(app: Celery) -> None:
         BroadcastError: called by a consumer, which would wait for itself.
     """
     app.on_after_configure.disconnect(dispatch_uid="celery_broadcast.install")
+    _unread.discard(app)
     _turn_off(app)
+
+
+def current_producer() -> Producer | None:
+    """Return the producer of this process, None while the broadcast is off.
+
+    Has an installed app read its configuration, if it hasn't yet.
+    """
+    for app in list(_unread):
+        app.conf.get("broadcast_enabled")  # any key makes it read all
+    return None if _bridge is None else _bridge.producer
+
+
+def notify(event: Event) -> None:
+    """Publish an event of your own, in this process; like those of jobs, it costs microseconds.
+
+    It goes to the consumers that subscribed to its type or to `Event`, but to
+    none in whose hands it is made. While the broadcast is off, it goes nowhere.
+    May be called on any thread, in a job or by a consumer; never blocks.
+
+    Raises:
+        ConfigurationError: it is not an instance of a frozen subclass of `Event`.
+    """
+    from celery_broadcast.events import check_event  # noqa: PLC0415  # absent while off
+
+    check_event(event)
+    producer = current_producer()
+    if producer is not None:
+        producer.notify(event)
 
 
 def stats() -> dict[str, ConsumerStats]:
@@ -91,6 +126,7 @@ def _on_after_configure(sender: Celery, **_: Any) -> None:
     import a worker's modules (`celery/loaders/base.py`, `import_default_modules`):
     there the error is raised again, and the worker doesn't start.
     """
+    _unread.discard(sender)
     signals.import_modules.disconnect(sender=sender, dispatch_uid="celery_broadcast.refuse")
     try:
         _apply(sender)
@@ -117,6 +153,7 @@ def _turn_off(app: Celery) -> None:
     check_outside_of_consumers()
     bridge, _bridge = _bridge, None
     _apps.clear()
+    _registry().check_each(None)
     bridge.disconnect()
     bridge.producer.drain()
 
@@ -143,9 +180,20 @@ def _apply(app: Any) -> None:
 
 
 def _new_bridge(loaded: settings.Settings) -> Bridge:
-    """Load the core, which is absent while the broadcast is off."""
+    """Load the core, which is absent while the broadcast is off.
+
+    Raises:
+        ConfigurationError: a consumer can't run in this process.
+    """
     from celery_broadcast.bridge import Bridge  # noqa: PLC0415
+    from celery_broadcast.greenlets import check_runs_here  # noqa: PLC0415
     from celery_broadcast.producer import Producer  # noqa: PLC0415
+
+    _registry().check_each(check_runs_here)
+    return Bridge(loaded, Producer(loaded, _registry()))
+
+
+def _registry() -> Registry:
     from celery_broadcast.subscription import registry  # noqa: PLC0415
 
-    return Bridge(loaded, Producer(loaded, registry))
+    return registry

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from celery_broadcast import notices
 from celery_broadcast.counts import (
+    CANCELLED,
     DRAIN_TIMEOUT,
     GAVE_UP,
     INBOX_FULL,
@@ -28,6 +29,7 @@ _REMEDIES = {
     STOPPED: "They came after the broadcast had stopped",
     DRAIN_TIMEOUT: "Raise broadcast_drain_timeout to have them handled",
     GAVE_UP: "It crashed too often; see its error above",
+    CANCELLED: "Its subscription was cancelled, or it ended itself",
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from celery_broadcast.counts import MAILBOX_FULL, STOPPED, ConsumerStats, Counts
+from celery_broadcast.switch import Switch
 
 T = TypeVar("T")
 
@@ -14,28 +16,42 @@ T = TypeVar("T")
 class Mailbox(Generic[T]):
     """The bounded buffer of one consumer.
 
-    One thread puts, the consumer's thread takes; any may ask for `stats`. No
-    job's thread ever comes here.
+    One thread puts, those of the consumer take, one at a time; any may ask for
+    `stats`. No job's thread ever comes here.
 
     Args:
         size: how many events may wait; None is without a bound. What the
-            consumer has in its hands doesn't count.
+            consumer has in its hands doesn't count, unless it was put aside.
         overflow: "drop_oldest" makes room for the newest event, "drop_newest"
             keeps what waits.
         counts: where to count; by default from zero.
+        switch: while it is paused, there is nothing to take.
     """
 
     def __init__(
-        self, size: int | None, overflow: str = "drop_oldest", counts: Counts | None = None
+        self,
+        size: int | None,
+        overflow: str = "drop_oldest",
+        counts: Counts | None = None,
+        switch: Switch | None = None,
     ) -> None:
         self._size = size
         self._drop_oldest = overflow == "drop_oldest"
         self._counts = Counts() if counts is None else counts
+        self._switch = Switch() if switch is None else switch
         self._waiting: deque[T] = deque()
         self._in_hand = 0
+        self._aside = 0  # of those in hand
         self._closed_because: str | None = None
+        self._at_least = 1  # so many events are worth waking whoever waits
+        self._to_call: Callable[[], None] | None = None
         # Made through the module, so that it is the patched one under gevent.
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(self._counts.lock)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it accepts no more."""
+        return self._closed_because is not None
 
     def put(self, item: T) -> bool:
         """Add one event; never wait for the consumer, never raise.
@@ -52,14 +68,15 @@ class Mailbox(Generic[T]):
             if self._closed_because is not None:
                 self._counts.drop(1, self._closed_because)
                 return False
-            room = self._size is None or len(self._waiting) < self._size
+            room = self._size is None or len(self._waiting) + self._aside < self._size
             if not room:
                 self._counts.drop(1, MAILBOX_FULL)
-                if not self._drop_oldest:
+                if not self._drop_oldest or not self._waiting:
                     return False
                 dropped = self._waiting.popleft()
             self._waiting.append(item)
-            self._changed.notify()
+            if len(self._waiting) >= self._at_least:
+                self._ring()
         del dropped
         return room
 
@@ -79,14 +96,53 @@ class Mailbox(Generic[T]):
             The events; none if the time is over, or if the mailbox is closed
             and empty.
         """
+        if wait_seconds != 0:
+            self.wait(wait_seconds)
         with self._changed:
-            if not self._waiting and self._closed_because is None:
-                self._changed.wait_for(
-                    lambda: self._waiting or self._closed_because is not None, wait_seconds
-                )
+            if self._switch.is_paused and self._closed_because is None:
+                return []
             taken = [self._waiting.popleft() for _ in range(min(demand, len(self._waiting)))]
             self._in_hand += len(taken)
             return taken
+
+    def wait(self, wait_seconds: float | None = None, *, at_least: int = 1) -> None:
+        """Wait until so many events can be taken, or no more come, or the time is over.
+
+        Args:
+            wait_seconds: how long at most; None is without a limit.
+            at_least: how many events are worth it; a full mailbox always is.
+        """
+        with self._changed:
+            self._await(at_least)
+            if not self._is_ready():
+                self._changed.wait_for(self._is_ready, wait_seconds)
+
+    def call_when_ready(self, function: Callable[[], None], *, at_least: int = 1) -> None:
+        """Call `function` once, as soon as `take` would give something without waiting.
+
+        Now, or later on whatever thread makes it so, which must not be kept.
+        """
+        with self._changed:
+            self._await(at_least)
+            if not self._is_ready():
+                self._to_call = function
+                return
+        function()
+
+    def wake(self) -> None:
+        """Have whoever waits look again: the switch was turned."""
+        with self._changed:
+            if self._is_ready():
+                self._ring()
+
+    def put_aside(self, count: int) -> None:
+        """Have events that were taken, but still wait for others, take room all the same.
+
+        Args:
+            count: how many more, or, below zero, how many fewer.
+        """
+        with self._changed:
+            self._aside += count
 
     def settle(self, *, handled: int = 0, declined: int = 0, failed: int = 0) -> None:
         """Count what became of events that were taken; `declined` ones are handled too.
@@ -102,12 +158,24 @@ class Mailbox(Generic[T]):
     def close(self, reason: str = STOPPED) -> None:
         """Accept no more: what is put from now on is dropped for `reason`.
 
-        What waits can still be taken.
+        What waits can still be taken, also while the switch is paused.
         """
         with self._changed:
             if self._closed_because is None:
                 self._closed_because = reason
-            self._changed.notify_all()
+            self._ring(all_of_them=True)
+
+    def discard(self, reason: str) -> int:
+        """Drop all that waits; accept no more. What is in hand is still to be settled.
+
+        Returns:
+            How many events were dropped.
+        """
+        with self._changed:
+            dropped = self._discard(reason)
+            left = len(dropped)
+        del dropped  # as in `put`
+        return left
 
     def abandon(self, reason: str) -> int:
         """Drop all that waits or is in the consumer's hands; accept no more.
@@ -116,15 +184,42 @@ class Mailbox(Generic[T]):
             How many events were dropped.
         """
         with self._changed:
-            dropped, self._waiting = self._waiting, deque()  # as in `put`
-            left = len(dropped) + self._in_hand
-            self._counts.drop(left, reason)
-            self._in_hand = 0
-            self._closed_because = reason
-            self._changed.notify_all()
+            in_hand, self._in_hand = self._in_hand, 0
+            self._counts.drop(in_hand, reason)
+            dropped = self._discard(reason)
+            left = len(dropped) + in_hand
+        del dropped  # as in `put`
         return left
 
     def stats(self) -> ConsumerStats:
         """Return the numbers of this moment."""
         with self._changed:
             return self._counts.stats(pending=len(self._waiting) + self._in_hand)
+
+    # With the lock held.
+
+    def _discard(self, reason: str) -> deque[T]:
+        dropped, self._waiting = self._waiting, deque()
+        self._counts.drop(len(dropped), reason)
+        self._closed_because = reason
+        self._ring(all_of_them=True)
+        return dropped
+
+    def _await(self, at_least: int) -> None:
+        # A full one never has more.
+        self._at_least = at_least if self._size is None else min(at_least, self._size)
+
+    def _is_ready(self) -> bool:
+        if self._closed_because is not None:
+            return True
+        return len(self._waiting) >= self._at_least and not self._switch.is_paused
+
+    def _ring(self, *, all_of_them: bool = False) -> None:
+        """Wake whoever waits."""
+        if all_of_them:
+            self._changed.notify_all()
+        else:
+            self._changed.notify()
+        function, self._to_call = self._to_call, None
+        if function is not None:
+            function()

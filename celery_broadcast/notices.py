@@ -31,8 +31,12 @@ broadcast_started: blinker.NamedSignal = _namespace.signal("broadcast-started")
 broadcast_drained: blinker.NamedSignal = _namespace.signal("broadcast-drained")
 #: A consumer is set up. Sent on the consumer's thread, after a restart too.
 consumer_started: blinker.NamedSignal = _namespace.signal("consumer-started")
-#: A consumer raised: `event`, or None if it was in setup or teardown, and `error`.
+#: A consumer raised: `event`, which is the list for a batch, and None if it was in
+#: setup or teardown, and `error`.
 consumer_failed: blinker.NamedSignal = _namespace.signal("consumer-failed")
+#: A call of a consumer takes longer than its `stuck_after`: `event` as above, the
+#: `seconds` so far, and the `stack` as text. Once a call; it goes on.
+consumer_stuck: blinker.NamedSignal = _namespace.signal("consumer-stuck")
 #: A consumer crashed and starts again in `pause` seconds, because of `error`.
 consumer_restarted: blinker.NamedSignal = _namespace.signal("consumer-restarted")
 #: A consumer crashed too often: it gets no more events in this process. `error`.

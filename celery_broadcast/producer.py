@@ -17,16 +17,19 @@ import blinker
 import msgspec
 
 from celery_broadcast import fork, notices
-from celery_broadcast.consumer_thread import ConsumerThread, hands
 from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts
-from celery_broadcast.dispatcher import Delivery, Dispatcher, Kind, kind_of
+from celery_broadcast.crew import Crew
+from celery_broadcast.dispatcher import Delivery, Dispatcher
 from celery_broadcast.errors import BroadcastError
-from celery_broadcast.events import JobEvent, JobStarted
+from celery_broadcast.events import Event, JobStarted
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import Losses, say_died
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.reader import Reader
+from celery_broadcast.selection import Kind, kind_of
 from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
+from celery_broadcast.station import hands
 from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
 from celery_broadcast.throttle import Throttle
 from celery_broadcast.waiting import wait_until_set
@@ -118,7 +121,7 @@ class Producer:
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
         self._losses: dict[str, Losses] = {}
-        self._stopping: dict[str, ConsumerThread] = {}
+        self._stopping: dict[str, Crew | Reader] = {}
         self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
         self._forget_consumers()
 
@@ -128,16 +131,20 @@ class Producer:
         self.ledger.share(slots)
 
     def _forget_consumers(self) -> None:
-        self._consumers: dict[str, ConsumerThread] = {}
+        self._consumers: dict[str, Crew | Reader] = {}
+        self._leaving: list[Crew | Reader] = []
         self._dispatcher = Dispatcher()
         self._known: tuple[Subscription, ...] = ()
         self._loss_line_due_at: float | None = None
+        self._look_due_at: float | None = None
+        self._are_batches_asked_for = False
+        self._is_any_watched = False
 
-    def notify(self, event: JobEvent) -> None:
+    def notify(self, event: Event) -> None:
         """Publish an event; never block, never raise."""
         self.put(self.delivery(event))
 
-    def delivery(self, event: JobEvent, note: int | None = None) -> Delivery:
+    def delivery(self, event: Event, note: int | None = None) -> Delivery:
         """Return what `put` takes.
 
         Args:
@@ -220,8 +227,8 @@ class Producer:
         nothing = Counts().stats()
         stats = {subscription.name: nothing for subscription in self._registry.subscriptions}
         for name, counts in self.ledger.own().items():
-            consumer = self._consumers.get(name) or self._stopping.get(name)
-            stats[name] = consumer.mailbox.stats() if consumer else counts.stats(pending=0)
+            with counts.lock:
+                stats[name] = counts.stats()
         return stats
 
     def _start(self) -> None:
@@ -255,7 +262,7 @@ class Producer:
             self._trouble.say(now)
             logger.error(message, events, exc_info=not last)
 
-    def _refuse(self, event: JobEvent) -> bool:
+    def _refuse(self, event: Event) -> bool:
         """Count an event that finds the inbox full; False if that can't be done just now.
 
         Never waits for the lock: its holder may be the very code that a signal
@@ -304,7 +311,7 @@ class Producer:
                 logger.exception("broadcast can't deliver %s; it is lost", what)
             del item  # or the last event of the process, and its result, would live on
         self._count_refused()
-        self._stopping = self._consumers
+        self._stopping = {**{crew.name: crew for crew in self._leaving}, **self._consumers}
         self._forget_consumers()
         for consumer in self._stopping.values():
             consumer.stop()
@@ -319,7 +326,11 @@ class Producer:
     def _dispatch(self, delivery: Delivery) -> None:
         # First: what a consumer may have heard, nobody tells again.
         self._say_told(delivery)
+        if self._are_batches_asked_for:
+            delivery.dispatched_at = time.monotonic()
         self._note_losses(self._dispatcher.dispatch(delivery))
+        if self._is_any_watched and self._look_due_at is None:
+            self._look_at_calls(time.monotonic())
 
     def _say_told(self, delivery: Delivery) -> None:
         if delivery.note is None or self._slots is None or self._slots.mine is None:
@@ -347,42 +358,75 @@ class Producer:
         notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
 
     def _next_item(self) -> Delivery | _DrainRequest | Callable[[], None]:
-        """Wait for the next item; say what consumers lost whenever it is time for that."""
+        """Wait for the next item; do meanwhile what it is time for."""
         while True:
-            if self._loss_line_due_at is None:
+            dues = [due for due in (self._loss_line_due_at, self._look_due_at) if due is not None]
+            if not dues:
                 return self._inbox.get()
-            wait_seconds = self._loss_line_due_at - time.monotonic()
+            wait_seconds = min(dues) - time.monotonic()
             if wait_seconds <= 0.0:
-                self._say_losses(time.monotonic())
+                self._do_what_is_due(time.monotonic())
                 continue
             try:
                 return self._inbox.get(timeout=wait_seconds)
             except queue.Empty:
                 continue
 
-    def _take_up_subscriptions(self) -> None:
-        """Give each new subscription a mailbox and a thread."""
-        self._known = self._registry.subscriptions
-        for subscription in self._known:
-            if subscription.name in self._consumers:
-                continue
-            consumer = ConsumerThread(subscription, self._mailbox(subscription))
-            try:
-                consumer.start()
-            except RuntimeError:  # the system gives no further thread
-                logger.exception(
-                    "consumer %r has no thread; its events wait for the drain", consumer.name
-                )
-            self._losses.setdefault(consumer.name, Losses(consumer.name))
-            self._consumers[consumer.name] = consumer
-            self._dispatcher.add(subscription, consumer.mailbox)
+    def _do_what_is_due(self, now: float) -> None:
+        """Say what consumers lost, and which of their calls are stuck."""
+        if self._loss_line_due_at is not None and self._loss_line_due_at <= now:
+            self._say_losses(now)
+        if self._look_due_at is not None and self._look_due_at <= now:
+            self._look_at_calls(now)
 
-    def _mailbox(self, subscription: Subscription) -> Mailbox[Delivery]:
+    def _look_at_calls(self, now: float) -> None:
+        """Say which calls are stuck, and plan the next look.
+
+        Needed only while a consumer has something to do, of which this thread
+        is the first to know.
+        """
+        waits = [crew.look(now) for crew in self._consumers.values()]
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        self._look_due_at = None if soonest is None else now + soonest
+
+    def _take_up_subscriptions(self) -> None:
+        """Give each new subscription a mailbox and threads; take them from cancelled ones."""
+        self._known = self._registry.subscriptions
+        self._let_go_of_cancelled()
+        for subscription in self._known:
+            name = subscription.name
+            if name in self._consumers:
+                continue
+            crew = subscription.reader or Crew(subscription, self.mailbox_for(subscription))
+            crew.start()
+            self._losses.setdefault(name, Losses(name))
+            self._consumers[name] = crew
+            self._dispatcher.add(name, subscription.selection, crew.mailbox)
+        known = [crew.subscription for crew in self._consumers.values()]
+        self._are_batches_asked_for = any(each.batch is not None for each in known)
+        self._is_any_watched = any(each.stuck_after is not None for each in known)
+
+    def _let_go_of_cancelled(self) -> None:
+        """Send nothing more to cancelled consumers, and to those declared anew since."""
+        known = {subscription.name: subscription for subscription in self._known}
+        for name, crew in list(self._consumers.items()):
+            is_cancelled = crew.subscription.switch.is_cancelled
+            if is_cancelled or known.get(name, crew.subscription) is not crew.subscription:
+                if not is_cancelled:
+                    crew.stop()  # it handles what waits, as its successor begins
+                self._dispatcher.remove(name)
+                self._leaving.append(self._consumers.pop(name))
+                self._note_losses((name,))
+        self._leaving = [crew for crew in self._leaving if not crew.has_ended()]
+
+    def mailbox_for(self, subscription: Subscription) -> Mailbox[Delivery]:
+        """Return a new mailbox, as the subscription and the settings want it; on any thread."""
         size = subscription.mailbox_size
         return Mailbox(
             size=self._settings.mailbox_size if size == FROM_SETTINGS else size,
             overflow=subscription.overflow or self._settings.overflow,
             counts=self.ledger.counts(subscription.name),
+            switch=subscription.switch,
         )
 
     def _count_refused(self) -> None:
@@ -433,7 +477,7 @@ class Producer:
         finally:  # Ctrl-C too
             for name, consumer in consumers.items():
                 if not consumer.has_ended():
-                    left[name] += consumer.mailbox.abandon(DRAIN_TIMEOUT)
+                    left[name] += consumer.abandon(DRAIN_TIMEOUT)
         drained = Drained(handled=self._handled() - handled_before, left=left.total())
         self._say_drained(drained, left, time.monotonic() - started)
         return drained

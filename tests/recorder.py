@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from celery_broadcast.consumer import Consumer, FunctionConsumer
-from celery_broadcast.events import JobEnded, JobEvent, JobFailed, JobFinished, JobRetried
+from celery_broadcast.events import Event, JobEnded, JobEvent, JobFailed, JobFinished, JobRetried
+from celery_broadcast.options import is_coroutine_function
+from celery_broadcast.selection import Selection
 from celery_broadcast.subscription import Subscription
 
 E = TypeVar("E", bound=JobEvent)
@@ -33,11 +35,23 @@ def numbered(count: int) -> list[JobFinished]:
 
 
 def subscribe(
-    consumer: Callable[[Any], object] | Consumer, name: str, **options: Any
+    consumer: Callable[[Any], object] | Consumer,
+    name: str,
+    events: tuple[type[Event], ...] = (JobEvent,),
+    tasks: tuple[str, ...] = (),
+    queues: tuple[str, ...] = (),
+    **options: Any,
 ) -> Subscription:
     """Subscribe an instance or a function, without the registry of the process."""
     instance = consumer if isinstance(consumer, Consumer) else FunctionConsumer(consumer)
-    return Subscription(name=name, make_consumer=lambda: instance, **options)
+    called = consumer.handle if isinstance(consumer, Consumer) else consumer
+    return Subscription(
+        name=name,
+        make_consumer=lambda: instance,
+        selection=Selection(events=events, tasks=tasks, queues=queues),
+        is_async=is_coroutine_function(called),
+        **options,
+    )
 
 
 class Recorder(Consumer):

@@ -13,47 +13,88 @@ PACKAGE = Path(__file__).parent.parent / "celery_broadcast"
 
 MAY_IMPORT = {
     "errors": set(),
-    "events": set(),
     "fork": set(),
     "notices": set(),
-    "partitions": set(),
+    "stacks": set(),
     "throttle": set(),
     "waiting": set(),
+    "partitions": set(),
+    "counts": set(),
     "settings": {"errors"},
+    "events": {"errors"},
+    "consumer": set(),
+    # What a consumer can ask for, and how it is declared.
     "batch": {"errors", "settings"},
     "rate_limit": {"errors", "settings"},
     "restarts": {"errors", "settings"},
     "retry": {"errors", "settings"},
-    "consumer": {"events"},
-    "subscription": {"consumer", "errors", "events", "settings"},
-    "counts": set(),
-    "mailbox": {"counts"},
-    "dispatcher": {"events", "mailbox", "subscription"},
+    "selection": {"errors", "events"},
+    "switch": {"fork"},
+    "options": {
+        *("batch", "errors", "rate_limit", "restarts", "retry", "selection", "settings"),
+    },
+    "subscription": {
+        *("batch", "consumer", "errors", "fork", "restarts", "retry", "selection", "switch"),
+    },
+    "declaration": {
+        *("batch", "consumer", "errors", "events", "options", "restarts", "retry", "selection"),
+        "subscription",
+    },
+    "greenlets": {"errors", "subscription"},
+    # From the producer to the consumers.
+    "mailbox": {"counts", "switch"},
+    "dispatcher": {"events", "mailbox", "selection"},
     "losses": {"counts", "notices", "throttle"},
+    "failures": {"notices", "throttle"},
+    "calls": {"notices"},
+    "intake": {"batch", "dispatcher", "mailbox", "partitions"},
+    "station": {
+        *("calls", "dispatcher", "failures", "intake", "mailbox", "rate_limit", "subscription"),
+    },
+    "life": {"consumer", "intake", "notices", "stacks", "station"},
+    "async_life": {"consumer", "intake", "life", "notices", "stacks", "station", "waiting"},
     "consumer_thread": {
-        *("consumer", "counts", "dispatcher", "mailbox", "notices", "restarts", "subscription"),
-        *("throttle", "waiting"),
+        *("counts", "life", "notices", "restarts", "station", "waiting"),
+    },
+    "crew": {
+        *("consumer_thread", "counts", "dispatcher", "mailbox", "restarts", "station"),
+        "subscription",
+    },
+    "reader": {
+        *("counts", "dispatcher", "fork", "mailbox", "station", "subscription", "waiting"),
     },
     "producer": {
-        *("consumer_thread", "counts", "dispatcher", "errors", "events", "fork", "ledger"),
-        *("losses", "mailbox", "notices", "settings", "slots", "subscription", "throttle"),
-        "waiting",
+        *("counts", "crew", "dispatcher", "errors", "events", "fork", "ledger", "losses"),
+        *("mailbox", "notices", "reader", "selection", "settings", "slots", "station"),
+        "subscription",
+        *("throttle", "waiting"),
     },
+    # What has started and not ended, whatever dies.
     "slots": {"fork"},
     "ledger": {"counts", "fork", "slots"},
     "attempts": {"dispatcher", "events", "fork", "slots"},
     "survivor": {"attempts", "events", "fork", "ledger", "slots"},
+    # Celery.
     "facts": {"settings"},
     "bridge": {
         *("attempts", "errors", "events", "facts", "notices", "producer", "settings", "slots"),
         "survivor",
     },
     "installation": {"errors", "settings"},
+    "streams": {
+        *("consumer", "declaration", "errors", "events", "installation", "options", "reader"),
+        *("subscription", "waiting"),
+    },
     "plugin": {"errors", "installation"},
 }
 
 #: Loaded only once the flag is known to be on, so they are imported in functions.
-LOADED_WHEN_ON = {"installation": {"bridge", "producer", "subscription"}}
+LOADED_WHEN_ON = {
+    "streams": {"declaration", "producer"},
+    "subscription": {"reader"},
+    "consumer_thread": {"async_life"},
+    "installation": {"bridge", "events", "greenlets", "producer", "subscription"},
+}
 
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {"bridge", "facts", "plugin", "installation", "rate_limit"}

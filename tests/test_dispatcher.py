@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from recorder import make_event, numbered, subscribe
 
 from celery_broadcast.counts import INBOX_FULL, MAILBOX_FULL
-from celery_broadcast.dispatcher import Delivery, Dispatcher, kind_of
+from celery_broadcast.dispatcher import Delivery, Dispatcher
 from celery_broadcast.events import (
     EVENT_TYPES,
+    Event,
     JobEnded,
     JobEvent,
     JobFailed,
@@ -18,6 +19,7 @@ from celery_broadcast.events import (
     JobStarted,
 )
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.selection import Kind, Selection, kind_of
 from celery_broadcast.subscription import Subscription
 
 NOBODY: frozenset[str] = frozenset()
@@ -28,7 +30,7 @@ def add(dispatcher: Dispatcher, *subscriptions: Subscription) -> dict[str, Mailb
     mailboxes: dict[str, Mailbox[Delivery]] = {}
     for subscription in subscriptions:
         mailboxes[subscription.name] = Mailbox(size=None)
-        dispatcher.add(subscription, mailboxes[subscription.name])
+        dispatcher.add(subscription.name, subscription.selection, mailboxes[subscription.name])
     return mailboxes
 
 
@@ -37,17 +39,18 @@ def dispatch_all(dispatcher: Dispatcher, *events: JobEvent) -> None:
         assert dispatcher.dispatch(Delivery(event, NOBODY)) == []
 
 
-def events_in(mailbox: Mailbox[Delivery]) -> list[JobEvent]:
+def events_in(mailbox: Mailbox[Delivery]) -> list[Event]:
     return [delivery.event for delivery in mailbox.take(demand=100_000, wait_seconds=0)]
 
 
 @dataclass(frozen=True)
-class AskedSubscription(Subscription):
+class AskedSelection(Selection):
     """Remembers what it was asked, and wants all of it."""
 
     asked: list[str] = field(default_factory=list)
 
-    def wants(self, event_type: type[JobEvent], task_name: str, queue: str | None) -> bool:
+    def wants(self, kind: Kind) -> bool:
+        event_type, task_name, queue, *_ = kind
         self.asked.append(f"{event_type.__name__} {task_name} {queue}")
         return True
 
@@ -92,7 +95,7 @@ def test_events_keep_their_order() -> None:
 def test_the_consumers_that_lost_an_event_are_named() -> None:
     dispatcher = Dispatcher()
     for name, size in (("tight", 1), ("wide", 10), ("narrow", 1)):
-        dispatcher.add(subscribe(print, name), Mailbox(size=size))
+        dispatcher.add(name, Selection(), Mailbox(size=size))
 
     first = dispatcher.dispatch(Delivery(make_event(JobStarted), NOBODY))
     second = dispatcher.dispatch(Delivery(make_event(JobFinished), NOBODY))
@@ -104,8 +107,8 @@ def test_the_consumers_that_lost_an_event_are_named() -> None:
 def test_a_full_mailbox_takes_nothing_from_another_one() -> None:
     dispatcher = Dispatcher()
     full, roomy = Mailbox[Delivery](size=1, overflow="drop_newest"), Mailbox[Delivery](size=10)
-    dispatcher.add(subscribe(print, "full"), full)
-    dispatcher.add(subscribe(print, "roomy"), roomy)
+    dispatcher.add("full", Selection(), full)
+    dispatcher.add("roomy", Selection(), roomy)
     events = numbered(5)
 
     for event in events:
@@ -158,20 +161,20 @@ def test_what_was_lost_on_the_way_is_counted_for_each_who_wanted_it() -> None:
 def test_events_of_one_kind_are_those_of_one_type_task_and_queue() -> None:
     event = make_event(JobStarted, task_name="shop.charge", queue="eu", task_id="1")
 
-    assert kind_of(event) == (JobStarted, "shop.charge", "eu")
+    assert kind_of(event)[:3] == (JobStarted, "shop.charge", "eu")
     assert kind_of(event) == kind_of(make_event(JobStarted, queue="eu", task_id="2"))
     assert kind_of(event) != kind_of(make_event(JobStarted))
 
 
 def test_a_subscription_is_asked_once_about_each_kind() -> None:
-    subscription = AskedSubscription(name="store", make_consumer=lambda: NotImplemented)
+    selection = AskedSelection()
     dispatcher = Dispatcher()
-    add(dispatcher, subscription)
+    dispatcher.add("store", selection, Mailbox(size=None))
 
     for _ in range(100):
         dispatch_all(dispatcher, make_event(JobStarted), make_event(JobFinished, queue="eu"))
 
-    assert subscription.asked == ["JobStarted shop.charge None", "JobFinished shop.charge eu"]
+    assert selection.asked == ["JobStarted shop.charge None", "JobFinished shop.charge eu"]
 
 
 def test_a_consumer_that_comes_later_gets_events_from_then_on() -> None:
@@ -209,7 +212,7 @@ class Name(str):
 
 def test_task_names_without_end_are_not_remembered_without_end() -> None:
     dispatcher = Dispatcher()
-    dispatcher.add(subscribe(print, "store"), Mailbox(size=1))
+    dispatcher.add("store", Selection(), Mailbox(size=1))
     remembered: weakref.WeakSet[Name] = weakref.WeakSet()
 
     for number in range(25_000):
@@ -265,6 +268,6 @@ def test_each_mailbox_gets_exactly_what_its_subscription_wants_in_order(
         assert mailboxes[subscription.name].take(demand=100, wait_seconds=0) == [
             delivery
             for delivery in deliveries
-            if subscription.wants(*kind_of(delivery.event))
+            if subscription.selection.wants(kind_of(delivery.event))
             and subscription.name not in delivery.origin
         ]

@@ -42,6 +42,7 @@ def test_the_notices_are_these() -> None:
         "consumer-restarted",
         "consumer-started",
         "consumer-stopped",
+        "consumer-stuck",
         "events-dropped",
     ]
 

@@ -1,0 +1,201 @@
+"""One life of a consumer of coroutines: its thread runs an event loop of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from celery_broadcast import notices, stacks
+from celery_broadcast.consumer import Consumer
+from celery_broadcast.intake import Work
+from celery_broadcast.life import say_no_setup, say_no_teardown
+from celery_broadcast.station import Station, hands
+from celery_broadcast.waiting import call_on_loop
+
+
+class AsyncLife:
+    """Has up to `concurrency` calls in flight, each a task of its own.
+
+    Everything in it runs on the consumer's thread, but for `_turn`.
+    """
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self._consumer: Consumer | None = None
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._crash: BaseException | None = None
+
+    def live(self, deadline: float | None = None) -> BaseException | None:
+        """Live it; return what ended it, None if it was the stop.
+
+        Args:
+            deadline: when to end it all the same, by the monotonic clock.
+        """
+        self._crash = None
+        try:
+            asyncio.run(self._live(deadline))
+        except asyncio.CancelledError:
+            return None  # it was over
+        except BaseException as error:  # noqa: BLE001  # theirs must not end the thread
+            say_no_setup(self._station.name, error)
+            return error
+        finally:
+            self._station.on_turn = None
+        return self._crash
+
+    async def _live(self, deadline: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        main = asyncio.current_task()
+        self._stop_requested, self._look_again = asyncio.Event(), asyncio.Event()
+        self._station.on_turn = partial(call_on_loop, loop, partial(self._turn, main))
+        self._turn(main)  # what came before
+        timer = None
+        if deadline is not None and main is not None:
+            timer = loop.call_later(max(0.0, deadline - time.monotonic()), main.cancel)
+        hands.set(frozenset({self._station.name}))
+        await self._set_up()
+        try:
+            await self._handle_all()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # counted and logged where it was raised
+            self._crash = error
+        finally:
+            if timer is not None:
+                timer.cancel()
+            await self._cancel_in_flight()
+            await self._tear_down()
+
+    def _turn(self, main: asyncio.Task[Any] | None) -> None:
+        """Look at what was asked of the consumer; on its event loop."""
+        if self._station.stop_requested.is_set():
+            self._stop_requested.set()
+        if self._station.is_over.is_set() and main is not None:
+            main.cancel()
+
+    async def _set_up(self) -> None:
+        async with self._call("its setup"):
+            consumer = self._station.subscription.make_consumer()
+            await _awaited(consumer.setup())
+        self._consumer = consumer
+        notices.send(notices.consumer_started, self._station.name)
+
+    async def _tear_down(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        try:
+            async with self._call("its teardown"):
+                await _awaited(consumer.teardown())
+        except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
+            say_no_teardown(self._station.name, error)
+
+    async def _handle_all(self) -> None:
+        while self._crash is None:
+            if len(self._in_flight) >= self._station.subscription.concurrency:
+                await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            work = await self._next()
+            if work is None:
+                break
+            task = asyncio.create_task(self._work_through(work))
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
+            del work, task  # or the last event, and its result, would live on
+        if self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    async def _next(self) -> Work | None:
+        station = self._station
+        loop = asyncio.get_running_loop()
+        while True:
+            self._look_again.clear()
+            is_last_look = station.mailbox.is_closed
+            work = station.intake.poll()
+            if work is not None or is_last_look or self._crash is not None:
+                return work
+            station.mailbox.call_when_ready(
+                partial(call_on_loop, loop, self._look_again.set), at_least=station.intake.at_least
+            )
+            due_at = station.intake.due_at
+            seconds = None if due_at is None else max(0.0, due_at - time.monotonic())
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._look_again.wait(), seconds)
+
+    async def _work_through(self, work: Work | None) -> None:
+        """Handle it, and then what waits behind its key."""
+        while work is not None:
+            hands.set(self._station.hands_for(work.deliveries))
+            try:
+                await self._handle(work)
+            except BaseException as error:  # noqa: BLE001  # counted and logged where it was raised
+                # asyncio would let an exit out of the event loop at once.
+                self._crash = self._crash or error
+                self._look_again.set()
+            work = self._station.intake.next_of(work.key)
+
+    async def _handle(self, work: Work) -> None:
+        station = self._station
+        if station.subscription.batch is None and not station.is_wanted(work.deliveries[0]):
+            return
+        argument = station.argument(work.deliveries)
+        try:
+            await self._keep_to_rate()
+            async with self._call(argument):
+                await self._call_consumer(argument)
+        except BaseException as error:
+            if station.is_over.is_set():
+                return  # cancelled, and counted as dropped
+            station.settle_failed(work, error)
+            if not isinstance(error, Exception | asyncio.CancelledError):
+                raise
+        else:
+            station.mailbox.settle(handled=len(work.deliveries))
+
+    async def _call_consumer(self, argument: Any) -> None:
+        assert self._consumer is not None  # noqa: S101  # set up before
+        retry = self._station.subscription.retry
+        if retry is None:
+            await _awaited(self._consumer.handle(argument))
+        else:
+            await retry.call_async(
+                lambda: _awaited(self._consumer.handle(argument)),  # type: ignore[union-attr]
+                pause=self._pause,
+                say=partial(self._station.failures.say_retry, argument),
+            )
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stop_requested.wait(), seconds)
+
+    async def _keep_to_rate(self) -> None:
+        rate_limit = self._station.rate_limit
+        while rate_limit is not None and (seconds := rate_limit.take()):  # noqa: ASYNC110
+            await asyncio.sleep(seconds)  # nobody knows of a token before
+
+    async def _cancel_in_flight(self) -> None:
+        for task in self._in_flight:
+            task.cancel()
+        if self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    @contextlib.asynccontextmanager
+    async def _call(self, what: Any) -> AsyncIterator[None]:
+        if self._station.calls is None:
+            yield
+            return
+        call = self._station.begin_call(what, stacks.of_task(asyncio.current_task()))
+        try:
+            yield
+        finally:
+            self._station.end_call(call)
+
+
+async def _awaited(result: Any) -> Any:
+    """Return what a method gives, which may be a coroutine or not."""
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,89 @@
+"""The calls of one consumer that are going on, and which of them take too long."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from celery_broadcast import notices
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+
+class Call(msgspec.Struct, eq=False):
+    """One call of a consumer.
+
+    Attributes:
+        what: what it is about, in words.
+        event: the event, or the list of a batch; None in setup and teardown.
+        began_at: when it began, in seconds of the monotonic clock.
+        stack: tells where its thread is, as text.
+        is_said: whether it was said that it takes too long.
+    """
+
+    what: str
+    event: Any
+    began_at: float
+    stack: Callable[[], str]
+    is_said: bool = False
+
+
+class Calls:
+    """Begun and ended on the consumer's threads, looked at on the producer's.
+
+    Args:
+        consumer: the consumer's name.
+        stuck_after: after how many seconds a call is said to be stuck.
+    """
+
+    def __init__(self, consumer: str, stuck_after: float) -> None:
+        self._consumer = consumer
+        self._stuck_after = stuck_after
+        self._going_on: dict[int, Call] = {}
+
+    def begin(self, call: Call) -> None:
+        """Note that a call begins."""
+        self._going_on[id(call)] = call
+
+    def end(self, call: Call) -> None:
+        """Note that it is over, however it ended."""
+        self._going_on.pop(id(call), None)
+
+    def look(self, now: float, *, is_busy: bool) -> float | None:
+        """Say which calls are stuck, each once.
+
+        Args:
+            now: the time, in seconds of the monotonic clock.
+            is_busy: whether the consumer has anything to do; while it has, a
+                call may begin at any time.
+
+        Returns:
+            The seconds after which to look again; None if there is no need.
+        """
+        waits = [self._stuck_after] if is_busy else []
+        for call in list(self._going_on.values()):
+            if call.is_said:
+                continue
+            seconds = now - call.began_at
+            if seconds < self._stuck_after:
+                waits.append(self._stuck_after - seconds)
+            else:
+                call.is_said = True
+                self._say_stuck(call, seconds)
+        return min(waits, default=None)
+
+    def _say_stuck(self, call: Call, seconds: float) -> None:
+        stack = call.stack()
+        logger.warning(
+            "consumer %r has been at %s for %.1f s; it goes on. Just now it is here:\n%s",
+            self._consumer,
+            call.what,
+            seconds,
+            stack.rstrip(),
+        )
+        notices.send(
+            notices.consumer_stuck, self._consumer, event=call.event, seconds=seconds, stack=stack
+        )

@@ -1,0 +1,99 @@
+"""All threads of one consumer in this process."""
+
+from __future__ import annotations
+
+import logging
+
+from celery_broadcast.consumer_thread import ConsumerThread
+from celery_broadcast.counts import CANCELLED
+from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.restarts import Restarts
+from celery_broadcast.station import Station, hands
+from celery_broadcast.subscription import Subscription
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+
+class Crew:
+    """As many threads as the subscription asks for; for coroutines, one."""
+
+    def __init__(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
+        self.subscription = subscription
+        self.mailbox = mailbox
+        self._station = Station(subscription, mailbox)
+        count = 1 if subscription.is_async else subscription.concurrency
+        name = f"broadcast:{subscription.name}"
+        self._threads = [
+            ConsumerThread(
+                self._station,
+                name if count == 1 else f"{name}-{number}",
+                Restarts(subscription.restart),
+            )
+            for number in range(1, count + 1)
+        ]
+
+    def start(self) -> None:
+        """Start the threads; those that the system doesn't give are done without."""
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:
+            if any(thread.has_started for thread in self._threads):
+                logger.exception("consumer %r has fewer threads than it asks for", self.name)
+            else:
+                logger.exception(
+                    "consumer %r has no thread; its events wait for the drain", self.name
+                )
+        self.subscription.switch.attach(self)
+
+    @property
+    def name(self) -> str:
+        """The consumer's name."""
+        return self.subscription.name
+
+    def stop(self) -> None:
+        """Ask the consumer to handle what waits and then to end; return at once."""
+        self._station.stop()
+
+    def cancel(self) -> None:
+        """Ask the consumer to end after what is in hand; return at once."""
+        self._station.cancel(CANCELLED)
+
+    def abandon(self, reason: str) -> int:
+        """Count all that isn't handled as dropped; return how many events that were."""
+        return self._station.abandon(reason)
+
+    def wake(self) -> None:
+        """Look at the subscription's switch again."""
+        self.mailbox.wake()
+
+    def finish(self, deadline: float) -> None:
+        """Wait for the end of the threads, after `stop` or `cancel`.
+
+        A consumer for which there was no thread is run here and now.
+
+        Args:
+            deadline: when to go on all the same, by the monotonic clock.
+        """
+        started = [thread for thread in self._threads if thread.has_started]
+        for thread in started:
+            thread.wait_for_end(deadline)
+        if not started and self.mailbox.stats().pending:
+            self._threads[0].live_here(deadline)
+
+    def has_ended(self) -> bool:
+        """Tell whether the consumer is done with everything."""
+        are_over = all(thread.has_ended for thread in self._threads if thread.has_started)
+        return are_over or not self.mailbox.stats().pending
+
+    def is_in_these_hands(self) -> bool:
+        """Tell whether the present code is the consumer's own."""
+        return self.name in hands.get()
+
+    def look(self, now: float) -> float | None:
+        """Say which calls are stuck; return the seconds after which to look again."""
+        calls = self._station.calls
+        if calls is None:
+            return None
+        return calls.look(now, is_busy=bool(self.mailbox.stats().pending))

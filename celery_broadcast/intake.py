@@ -1,0 +1,122 @@
+"""What a consumer handles next: an event, a batch, or the next event of a key."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+import msgspec
+
+from celery_broadcast.batch import Batch
+from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.partitions import Partitions
+
+#: The key of what has none.
+NO_KEY: Final = object()
+
+
+class Work(msgspec.Struct):
+    """What one call of a consumer is about.
+
+    Attributes:
+        deliveries: one, or those of a batch.
+        key: what `partition_by` said of it. Whoever has the work has the key.
+    """
+
+    deliveries: list[Delivery]
+    key: Hashable = NO_KEY
+
+
+class Intake:
+    """Takes from the mailbox, for all threads of one consumer; never waits.
+
+    `poll` is for one thread at a time, `next_of` for any.
+
+    Args:
+        mailbox: where the events are.
+        batch: the size of the batches; None is one event after the other.
+        partition_by: gives the key of an event; None is none.
+        is_wanted: tells whether an event belongs into a batch; if not, it has
+            been settled.
+        fail: settles and says that `partition_by` raised on an event.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox[Delivery],
+        *,
+        batch: Batch | None = None,
+        partition_by: Callable[[Any], Hashable] | None = None,
+        is_wanted: Callable[[Delivery], bool],
+        fail: Callable[[Delivery, BaseException], None],
+    ) -> None:
+        self._mailbox = mailbox
+        self._batch = batch
+        self._partition_by = partition_by
+        self._is_wanted = is_wanted
+        self._fail = fail
+        self._collected: list[Delivery] = []
+        self._partitions: Partitions[Delivery] = Partitions()
+        self._partitioning = threading.Lock()
+        #: After a `poll` that gave nothing: how many events are worth another,
+        self.at_least: int = 1
+        #: and when it is time for one all the same, by the monotonic clock.
+        self.due_at: float | None = None
+
+    def poll(self) -> Work | None:
+        """Return what is to be handled next, None if that isn't there yet."""
+        if self._batch is not None:
+            return self._collect(self._batch)
+        if self._partition_by is not None:
+            return self._take_by_key(self._partition_by)
+        taken = self._mailbox.take(1, wait_seconds=0)
+        return Work(taken) if taken else None
+
+    def next_of(self, key: Hashable) -> Work | None:
+        """Return what waits behind the key that the caller has; else the key is free."""
+        if key is NO_KEY:
+            return None
+        with self._partitioning:
+            delivery = self._partitions.next_of(key)
+        if delivery is None:
+            return None
+        self._mailbox.put_aside(-1)
+        return Work([delivery], key)
+
+    def _collect(self, batch: Batch) -> Work | None:
+        """Collect a batch until it is full, or the first event in it has waited for so long."""
+        while room := batch.max_events - len(self._collected):
+            taken = self._mailbox.take(room, wait_seconds=0)
+            if not taken:
+                break
+            self._collected += filter(self._is_wanted, taken)
+        self.at_least, self.due_at = room or 1, None
+        if not self._collected:
+            self.at_least = 1
+            return None
+        due_at = self._collected[0].dispatched_at + batch.max_wait
+        if room and time.monotonic() < due_at and not self._mailbox.is_closed:
+            self.due_at = due_at
+            return None
+        collected, self._collected = self._collected, []
+        return Work(collected)
+
+    def _take_by_key(self, partition_by: Callable[[Any], Hashable]) -> Work | None:
+        while taken := self._mailbox.take(1, wait_seconds=0):
+            (delivery,) = taken
+            try:
+                key = partition_by(delivery.event)
+                with self._partitioning:
+                    is_free = self._partitions.begin(key, delivery)
+            except BaseException as error:
+                self._fail(delivery, error)
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            if is_free:
+                return Work(taken, key)
+            self._mailbox.put_aside(1)
+        return None

@@ -1,0 +1,206 @@
+"""How a consumer wants its events: each option checked on the line that gives it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from celery_broadcast import settings
+from celery_broadcast.batch import Batch
+from celery_broadcast.errors import ConfigurationError
+from celery_broadcast.rate_limit import check_rate_limit
+from celery_broadcast.restarts import Restart
+from celery_broadcast.retry import Retry
+from celery_broadcast.selection import check_selection
+from celery_broadcast.settings import shown
+
+#: What says which events a consumer wants, and where they wait.
+STREAM_OPTIONS = (
+    *("task", "queue", "exception", "state", "selector", "name"),
+    *("mailbox_size", "overflow"),
+)
+OPTIONS = (
+    *STREAM_OPTIONS,
+    *("batch", "concurrency", "partition_by", "retry", "rate_limit", "stuck_after", "restart"),
+)
+
+_MOST_CONCURRENT = 1_000
+
+
+def check_options(
+    caller: str,
+    events: tuple[object, ...],
+    options: dict[str, Any],
+    known: tuple[str, ...] = OPTIONS,
+) -> dict[str, Any]:
+    """Return the event types and options as fields of a `Subscription`.
+
+    Args:
+        caller: what the user called, for the messages.
+        events: the event types.
+        options: the options by their names.
+        known: the names that there are.
+
+    Raises:
+        ConfigurationError: something of it is wrong.
+    """
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            there_are = (
+                f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known)}."
+            )
+            msg = f"{caller} has no option {option!r}. {there_are}"
+            raise ConfigurationError(msg)
+    fields: dict[str, Any] = {
+        "name": _check_name(options.get("name")),
+        "selection": check_selection(caller, events, options),
+        "selector": _check_callable("selector", options.get("selector")),
+        "partition_by": _check_callable("partition_by", options.get("partition_by")),
+        "batch": _check_kind("batch", options.get("batch"), Batch, "Batch(max_events=100)"),
+        "retry": _check_kind("retry", options.get("retry"), Retry, "Retry(attempts=3)"),
+        "concurrency": _check_concurrency(options.get("concurrency")),
+        "rate_limit": check_rate_limit("rate_limit", options.get("rate_limit")),
+        "stuck_after": _check_stuck_after(options.get("stuck_after")),
+    }
+    if "mailbox_size" in options:
+        size = settings.check_mailbox_size("mailbox_size", options["mailbox_size"])
+        fields["mailbox_size"] = size
+    if options.get("overflow") is not None:
+        fields["overflow"] = settings.check_overflow("overflow", options["overflow"])
+    if options.get("restart") is not None:
+        fields["restart"] = _check_kind(
+            "restart", options["restart"], Restart, 'Restart("transient")'
+        )
+    _check_partitions(fields)
+    return fields
+
+
+def _check_name(name: object) -> str | None:
+    if name is None or (isinstance(name, str) and name.strip()):
+        return name
+    msg = f"name={shown(name)} is not a name. Use some text, such as name='payments-audit'."
+    raise ConfigurationError(msg)
+
+
+def _check_callable(option: str, function: Any) -> Any:
+    if function is None:
+        return None
+    if not callable(function):
+        msg = f"{option}={shown(function)} can't be called. Write: {option}=lambda event: ..."
+        raise ConfigurationError(msg)
+    check_is_plain(function, option)
+    check_takes_one_event(function, option, f"a {option}", "lambda event: ...")
+    return function
+
+
+def _check_kind(option: str, value: Any, kind: type, example: str) -> Any:
+    if value is None or isinstance(value, kind):
+        return value
+    msg = f"{option}={shown(value)} is not a {kind.__name__}. Write: {option}={example}."
+    raise ConfigurationError(msg)
+
+
+def _check_concurrency(value: object) -> int:
+    if value is None:
+        return 1
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    if is_count and 1 <= value <= _MOST_CONCURRENT:  # type: ignore[operator]
+        return value  # type: ignore[return-value]  # an int, as was checked
+    msg = (
+        f"concurrency={shown(value)} can't be. Write how many threads, or coroutines in flight, "
+        f"the consumer has in each process: 1 to {_MOST_CONCURRENT:,}."
+    )
+    raise ConfigurationError(msg)
+
+
+def _check_stuck_after(value: object) -> float | None:
+    if value is None:
+        return None
+    seconds = settings.check_seconds("stuck_after", value)
+    if seconds:
+        return seconds
+    msg = "stuck_after=0 would call every event stuck. Write seconds of more than 0, such as 60.0."
+    raise ConfigurationError(msg)
+
+
+def _check_partitions(fields: dict[str, Any]) -> None:
+    if fields["partition_by"] is None:
+        return
+    if fields["batch"] is not None:
+        msg = (
+            "partition_by= and batch= don't go together: a batch would hold events of several "
+            "keys. Leave one of them out; without concurrency= everything is in order anyway."
+        )
+        raise ConfigurationError(msg)
+    if fields["concurrency"] == 1:
+        msg = (
+            "partition_by= changes nothing without concurrency=: one event after the other, all "
+            "stay in order. Write how many run at once, such as concurrency=4."
+        )
+        raise ConfigurationError(msg)
+
+
+def check_is_plain(function: Any, name: str) -> None:
+    """Refuse what only makes something to be run by somebody else.
+
+    Raises:
+        ConfigurationError: it is a coroutine function or a generator.
+    """
+    if is_coroutine_function(function):
+        msg = (
+            f"{name} is a coroutine function: calling it runs nothing. "
+            "Write it as a plain function."
+        )
+        raise ConfigurationError(msg)
+    check_is_no_generator(function, name)
+
+
+def check_is_no_generator(function: Any, name: str) -> None:
+    """Refuse a generator, asynchronous or not.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    for is_kind, kind in (
+        (inspect.isasyncgenfunction, "an asynchronous generator"),
+        (inspect.isgeneratorfunction, "a generator"),
+    ):
+        if is_kind(function) or is_kind(type(function).__call__):
+            msg = f"{name} is {kind}: calling it runs nothing. Write it as a plain function."
+            raise ConfigurationError(msg)
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Tell whether calling it gives a coroutine."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        type(function).__call__
+    )
+
+
+def check_takes_one_event(
+    function: Any, name: str, role: str, remedy: str, before_it: tuple[object, ...] = ()
+) -> None:
+    """Refuse what can't be called with one argument.
+
+    Args:
+        function: what is to be called.
+        name: how the message names it.
+        role: what it is.
+        remedy: how it should look.
+        before_it: what it is given before the event.
+
+    Raises:
+        ConfigurationError: it can't.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # written in C, without a signature to read
+    try:
+        signature.bind(*before_it, object())
+    except TypeError:
+        takes = f"takes {signature}" if signature.parameters else "takes no arguments"
+        msg = f"{name} {takes}, but {role} is called with one event. Write: {remedy}"
+        raise ConfigurationError(msg) from None

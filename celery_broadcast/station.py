@@ -1,0 +1,141 @@
+"""What the threads of one consumer share: where its work comes from, and when it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from contextvars import ContextVar
+from typing import Any
+
+from celery_broadcast.calls import Call, Calls
+from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.failures import Failures, text_of
+from celery_broadcast.intake import Intake, Work
+from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.rate_limit import RateLimit
+from celery_broadcast.subscription import Subscription
+
+#: The consumers in whose hands the present code runs; empty anywhere else.
+hands: ContextVar[AbstractSet[str]] = ContextVar("celery_broadcast_hands", default=frozenset())
+
+
+class Station:
+    """Belongs to one consumer of one process; every thread of it may use all of it."""
+
+    def __init__(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
+        self.subscription = subscription
+        self.name: str = subscription.name
+        self.mailbox = mailbox
+        self.failures: Failures = Failures(self.name)
+        self.intake: Intake = Intake(
+            mailbox,
+            batch=subscription.batch,
+            partition_by=subscription.partition_by,
+            is_wanted=self.is_wanted,
+            fail=self.fail,
+        )
+        #: Held by the one thread that takes.
+        self.taking: threading.Lock = threading.Lock()
+        #: Set when the consumer is to handle what waits, and then to end.
+        self.stop_requested: threading.Event = threading.Event()
+        #: Set when what it has in its hands is counted as dropped: it is to do no more.
+        self.is_over: threading.Event = threading.Event()
+        #: Called, on any thread, after either of them is set.
+        self.on_turn: Callable[[], None] | None = None
+        rate = subscription.rate_limit
+        self.rate_limit: RateLimit | None = None if rate is None else RateLimit(rate)
+        limit = subscription.stuck_after
+        self.calls: Calls | None = None if limit is None else Calls(self.name, limit)
+
+    def stop(self) -> None:
+        """Ask for the end, once all that waits is handled; return at once."""
+        self.mailbox.close()
+        self._turn(self.stop_requested)
+
+    def cancel(self, reason: str) -> int:
+        """Ask for the end, once what is in hand is handled; return at once.
+
+        Returns:
+            How many events that waited are dropped.
+        """
+        left = self.mailbox.discard(reason)
+        self._turn(self.stop_requested)
+        return left
+
+    def abandon(self, reason: str) -> int:
+        """Ask for the end here and now; return at once.
+
+        Returns:
+            How many events that waited or were in hand are dropped.
+        """
+        left = self.mailbox.abandon(reason)
+        self.is_over.set()
+        self._turn(self.stop_requested)
+        return left
+
+    def _turn(self, event: threading.Event) -> None:
+        event.set()
+        if self.on_turn is not None:
+            self.on_turn()
+
+    # Around a call, on the consumer's threads.
+
+    def argument(self, deliveries: list[Delivery]) -> Any:
+        """Return what the consumer is called with."""
+        if self.subscription.batch is not None:
+            return [delivery.event for delivery in deliveries]
+        return deliveries[0].event
+
+    def hands_for(self, deliveries: Iterable[Delivery]) -> AbstractSet[str]:
+        """Return in whose hands code runs that handles these."""
+        return frozenset({self.name}).union(*(delivery.origin for delivery in deliveries))
+
+    def is_wanted(self, delivery: Delivery) -> bool:
+        """Ask the selector about an event; if it says no, or raises, the event is settled."""
+        selector = self.subscription.selector
+        if selector is None:
+            return True
+        before = hands.set(self.hands_for((delivery,)))
+        try:
+            is_wanted = bool(selector(delivery.event))
+        except BaseException as error:
+            self.fail(delivery, error)
+            if not isinstance(error, Exception):
+                raise
+            return False
+        finally:
+            hands.reset(before)
+        if not is_wanted:
+            self.mailbox.settle(declined=1)
+        return is_wanted
+
+    def fail(self, delivery: Delivery, error: BaseException) -> None:
+        """Settle and say that a part of the subscription raised on an event."""
+        self.mailbox.settle(failed=1)
+        self.failures.say_lost(delivery.event, error)
+
+    def settle_failed(self, work: Work, error: BaseException) -> None:
+        """Settle and say that the consumer raised."""
+        self.mailbox.settle(failed=len(work.deliveries))
+        self.failures.say_lost(self.argument(work.deliveries), error)
+
+    def begin_call(self, what: Any, stack: Callable[[], str]) -> Call | None:
+        """Note that a call begins, if somebody wants to know when it hangs.
+
+        Args:
+            what: what the consumer is called with, or the name of its method.
+            stack: tells where it is, as text.
+        """
+        if self.calls is None:
+            return None
+        event = None if isinstance(what, str) else what
+        call = Call(what if event is None else text_of(what), event, time.monotonic(), stack)
+        self.calls.begin(call)
+        return call
+
+    def end_call(self, call: Call | None) -> None:
+        """Note that a call is over."""
+        if call is not None and self.calls is not None:
+            self.calls.end(call)

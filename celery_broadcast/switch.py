@@ -1,0 +1,79 @@
+"""What can be done to a subscription while it lives: pause it, resume it, cancel it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from celery_broadcast import fork
+
+
+class Live(Protocol):
+    """The part of a subscription that runs in this process."""
+
+    def wake(self) -> None:
+        """Look again: the switch was turned."""
+
+    def cancel(self) -> None:
+        """Take no more events; return at once."""
+
+    def finish(self, deadline: float) -> None:
+        """Wait for the end, after `cancel`, until a time of the monotonic clock."""
+
+    def has_ended(self) -> bool:
+        """Tell whether it is done with everything."""
+
+    def is_in_these_hands(self) -> bool:
+        """Tell whether the present code is a part of it."""
+
+
+class Switch:
+    """Belongs to one subscription; any thread may turn it.
+
+    Needs no lock: whoever attaches looks at the switch afterwards, and whoever
+    turns it looks at what is attached afterwards, so one of them sees the other.
+    """
+
+    def __init__(self) -> None:
+        #: Whether events only pile up for now.
+        self.is_paused: bool = False
+        #: Whether it is over.
+        self.is_cancelled: bool = False
+        self.forget()
+        fork.starts_clean(self)
+
+    def forget(self) -> None:
+        """Let go of what runs in the parent of a forked child."""
+        self._attached: tuple[Live, ...] = ()
+
+    def attach(self, live: Live) -> None:
+        """Have `live` told of each turn from now on, and of a cancel that came before."""
+        self._attached = (live,)  # a process has one; what it replaces has been drained
+        if self.is_cancelled:
+            live.cancel()
+
+    def pause(self) -> None:
+        """Let events pile up."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Go on."""
+        self.is_paused = False
+        for live in self._attached:
+            live.wake()
+
+    def cancel(self) -> None:
+        """Take no more events; return at once."""
+        self.is_cancelled = True
+        for live in self._attached:
+            live.cancel()
+
+    def wait_for_end(self, deadline: float) -> bool:
+        """Wait, after `cancel`, until all is done; return whether it is.
+
+        Args:
+            deadline: when to go on all the same, by the monotonic clock.
+        """
+        for live in self._attached:
+            if not live.is_in_these_hands():  # it would wait for itself
+                live.finish(deadline)
+        return all(live.has_ended() for live in self._attached)

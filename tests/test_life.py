@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+from recorder import BrokenConsumer, Recorder, numbered, subscribe
+
+from celery_broadcast import notices
+from celery_broadcast.consumer import Consumer
+from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.events import JobEvent
+from celery_broadcast.life import Life
+from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.station import Station
+
+NOBODY: frozenset[str] = frozenset()
+
+
+def new_life(
+    consumer: Consumer, *events: JobEvent, selector: Callable[[JobEvent], object] | None = None
+) -> tuple[Life, Mailbox[Delivery]]:
+    """Give a consumer a mailbox with these events in it, and a life that runs no thread."""
+    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    for event in events:
+        mailbox.put(Delivery(event, NOBODY))
+    return Life(Station(subscribe(consumer, "store", selector=selector), mailbox)), mailbox
+
+
+def test_a_step_handles_one_event_and_counts_it() -> None:
+    recorder = Recorder()
+    life, mailbox = new_life(recorder, *numbered(2))
+    life.set_up()
+
+    assert life.step()
+
+    assert recorder.task_ids == ["0"]
+    assert mailbox.stats().handled == 1
+    assert mailbox.stats().pending == 1
+
+
+def test_a_step_without_an_event_says_so() -> None:
+    life, _ = new_life(Recorder())
+    life.set_up()
+
+    assert not life.step(wait_seconds=0)
+
+
+def test_a_raising_consumer_loses_the_event_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    life, mailbox = new_life(BrokenConsumer(OSError("no route")), *numbered(1))
+    life.set_up()
+
+    assert life.step()
+
+    assert mailbox.stats().failed == 1
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == (
+        "consumer 'store' raised on JobFinished shop.charge[0]; "
+        "this event is lost, the consumer goes on"
+    )
+    assert record.exc_info is not None
+
+
+def test_many_failures_are_summed_up_in_the_log_and_each_is_noticed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[JobEvent] = []
+
+    def hear(consumer: str, *, event: JobEvent, error: BaseException) -> None:
+        assert (consumer, str(error)) == ("store", "no")
+        told.append(event)
+
+    events = numbered(50)
+    life, mailbox = new_life(BrokenConsumer(OSError("no")), *events)
+    life.set_up()
+
+    with notices.consumer_failed.connected_to(hear):
+        while life.step(wait_seconds=0):
+            pass
+
+    assert told == events
+    assert mailbox.stats().failed == 50
+    assert len([record for record in caplog.records if "raised on" in record.getMessage()]) < 10
+
+
+def test_a_selector_that_says_no_declines_the_event() -> None:
+    recorder = Recorder()
+    life, mailbox = new_life(recorder, *numbered(3), selector=lambda event: event.task_id == "1")
+    life.set_up()
+
+    while life.step(wait_seconds=0):
+        pass
+
+    assert recorder.task_ids == ["1"]
+    stats = mailbox.stats()
+    assert (stats.handled, stats.declined) == (3, 2)
+
+
+def test_a_selector_that_raises_fails_that_event_alone() -> None:
+    recorder = Recorder()
+    life, mailbox = new_life(recorder, *numbered(2), selector=lambda event: 1 / int(event.task_id))
+    life.set_up()
+
+    while life.step(wait_seconds=0):
+        pass
+
+    assert recorder.task_ids == ["1"]
+    assert mailbox.stats().failed == 1
