@@ -150,6 +150,8 @@ def test_the_docstring_of_every_event_names_its_own_fields() -> None:
             assert f"{field}: " in (event_type.__doc__ or ""), f"{event_type.__name__}.{field}"
 
 
+#: Where what is an example begins in a line of the log.
+EXAMPLE = re.compile(r" '| of shop| in shop| \(| in pid | in on_| drained | after |: |\.\.\.| \d")
 LEVEL = re.compile(r"\| (INFO|WARNING|ERROR|CRITICAL) \|")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
@@ -173,7 +175,4 @@ def test_the_log_lines_of_the_operations_page_are_those_of_the_code() -> None:
 
     assert len(lines) >= 10
     for line in lines:
-        start = re.split(r" '| of shop| in shop| \(| in pid | in on_| drained | after |: |\.\.\.| \d", line)[
-            0
-        ]
-        assert start in source, line
+        assert EXAMPLE.split(line)[0] in source, line
