@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         JobStarted,
     )
     from celery_broadcast.installation import drain, install, notify, stats, uninstall
+    from celery_broadcast.muting import muted
     from celery_broadcast.producer import Drained
     from celery_broadcast.restarts import Restart
     from celery_broadcast.retry import Retry
@@ -63,6 +64,7 @@ _HOME = {
     "install": "installation",
     "notify": "installation",
     "on_job_event": "declaration",
+    "muted": "muting",
     "stats": "installation",
     "stream": "streams",
     "subscribe": "declaration",
@@ -94,6 +96,7 @@ __all__ = [
     "drain",
     "install",
     "notify",
+    "muted",
     "on_job_event",
     "stats",
     "stream",

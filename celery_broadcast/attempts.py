@@ -68,6 +68,8 @@ class Attempt(msgspec.Struct, kw_only=True):
         eager: whether it runs inside of whatever called it, so that nobody
             elsewhere will ever tell of it.
         acks_late: whether the broker keeps its message until it has ended.
+        muted: whether nothing is told of it. The main process doesn't even
+            know of it, so as not to tell of it either.
         note: the number of the note by which the main process knows of it.
         traceback: what Celery told of a failure before the end, as text.
         start: its start, as it is published.
@@ -79,6 +81,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     started_monotonic: float | None
     eager: bool = False
     acks_late: bool = False
+    muted: bool = False
     note: int | None = None
     traceback: str = ""
     start: Delivery | None = None
@@ -114,7 +117,7 @@ class Attempts:
         """Note that the attempt with this request has started. Twice is harmless."""
         self._open[id(request)] = attempt
         slot = self._slots.mine if self._slots is not None else None
-        if slot is None or attempt.started_monotonic is None:
+        if slot is None or attempt.muted or attempt.started_monotonic is None:
             return
         if attempt.note is None:
             attempt.note = slot.take_note()

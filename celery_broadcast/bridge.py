@@ -40,6 +40,7 @@ from celery_broadcast.events import (
     JobStarted,
 )
 from celery_broadcast.facts import Facts, traceback_text
+from celery_broadcast.muting import is_muted
 from celery_broadcast.producer import Producer
 from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
@@ -189,7 +190,7 @@ class Bridge:
         if attempt is None:
             attempt = self._new_attempt(task, request, task_id, args, kwargs)
         self._attempts.start(request, attempt)
-        if JobStarted in self._produced:
+        if JobStarted in self._produced and not attempt.muted:
             if attempt.start is None:
                 attempt.start = self.producer.delivery(JobStarted(**attempt.facts), attempt.note)
             self.producer.put(attempt.start)
@@ -221,6 +222,7 @@ class Bridge:
             started_monotonic=started_monotonic,
             eager=bool(getattr(request, "is_eager", False)),
             acks_late=bool(getattr(task, "acks_late", False)),
+            muted=is_muted(),
         )
 
     @_border
@@ -367,7 +369,7 @@ class Bridge:
             self._end(news.event_type, attempt, news.details)
         elif (running := self._attempts.running(news)) is not None:
             running.news = news  # until it is over, its own thread has the last word
-        elif not self._attempts.was_ended(news):
+        elif not is_muted() and not self._attempts.was_ended(news):
             self._survivor.hear(news)
 
     # The process begins and ends.
@@ -451,7 +453,7 @@ class Bridge:
         if attempt.end is None:
             if not self._attempts.can_end(attempt):
                 return
-            if event_type not in self._produced:
+            if attempt.muted or event_type not in self._produced:
                 self._attempts.close(attempt)
                 return
             event = _event(event_type, attempt, details, time.time(), time.monotonic())

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "celery_broadcast"
 MAY_IMPORT = {
     "errors": set(),
     "fork": set(),
+    "muting": set(),
     "notices": set(),
     "stacks": set(),
     "throttle": set(),
@@ -77,8 +78,8 @@ MAY_IMPORT = {
     # Celery.
     "facts": {"settings"},
     "bridge": {
-        *("attempts", "errors", "events", "facts", "notices", "producer", "settings", "slots"),
-        "survivor",
+        *("attempts", "errors", "events", "facts", "muting", "notices", "producer", "settings"),
+        *("slots", "survivor"),
     },
     "installation": {"errors", "settings"},
     "streams": {

@@ -170,6 +170,8 @@ def operate(app: Celery) -> None:
     assert_type(celery_broadcast.drain(), Drained)
     assert_type(celery_broadcast.drain(5).handled, int)
     assert_type(celery_broadcast.drain(timeout=0.5).left, int)
+    with celery_broadcast.muted() as nothing:
+        assert_type(nothing, None)
     celery_broadcast.uninstall(app)
 
 
