@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         JobRevoked,
         JobStarted,
     )
-    from celery_broadcast.installation import drain, install, notify, stats, uninstall
+    from celery_broadcast.installation import broadcasting, drain, install, notify, stats, uninstall
     from celery_broadcast.muting import muted
     from celery_broadcast.producer import Drained
     from celery_broadcast.restarts import Restart
@@ -60,6 +60,7 @@ _HOME = {
     "Retry": "retry",
     "Stream": "streams",
     "Subscription": "subscription",
+    "broadcasting": "installation",
     "drain": "installation",
     "install": "installation",
     "notify": "installation",
@@ -93,6 +94,7 @@ __all__ = [
     "Retry",
     "Stream",
     "Subscription",
+    "broadcasting",
     "drain",
     "install",
     "notify",

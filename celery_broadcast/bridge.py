@@ -115,6 +115,8 @@ class Bridge:
     def __init__(self, settings: Settings, producer: Producer) -> None:
         self.settings = settings
         self.producer = producer
+        #: Whether it tells nothing of what starts now, since another is in its place.
+        self.is_quiet: bool = False
         self._attempts = Attempts()
         self._produced = produced_events(settings.events)
         self._facts = Facts(settings)
@@ -141,7 +143,7 @@ class Bridge:
     def connect(self) -> None:
         """Connect to Celery's signals, each once however often this is called."""
         for signal, receiver in self._receivers:
-            signal.connect(receiver, weak=False, dispatch_uid=f"celery_broadcast.{signal.name}")
+            signal.connect(receiver, weak=False, dispatch_uid=self._uid(signal))
         atexit.register(self._on_exit)
         if _slots is not None and _slots.are_below():
             self._share(_slots)
@@ -159,9 +161,16 @@ class Bridge:
     def disconnect(self) -> None:
         """Leave Celery's signals as they were before."""
         for signal, _ in self._receivers:
-            signal.disconnect(dispatch_uid=f"celery_broadcast.{signal.name}")
+            signal.disconnect(dispatch_uid=self._uid(signal))
         atexit.unregister(self._on_exit)
         self._survivor.stop()
+
+    def _uid(self, signal: Any) -> str:
+        """Return what tells its receiver from that of another bridge, which is quiet now."""
+        return f"celery_broadcast.{signal.name}.{id(self)}"
+
+    def _is_muted(self) -> bool:
+        return self.is_quiet or is_muted()
 
     def _share(self, slots: Slots | None) -> None:
         """Let the processes of the pool and the main process know of each other."""
@@ -222,7 +231,7 @@ class Bridge:
             started_monotonic=started_monotonic,
             eager=bool(getattr(request, "is_eager", False)),
             acks_late=bool(getattr(task, "acks_late", False)),
-            muted=is_muted(),
+            muted=self._is_muted(),
         )
 
     @_border
@@ -369,7 +378,7 @@ class Bridge:
             self._end(news.event_type, attempt, news.details)
         elif (running := self._attempts.running(news)) is not None:
             running.news = news  # until it is over, its own thread has the last word
-        elif not is_muted() and not self._attempts.was_ended(news):
+        elif not self._is_muted() and not self._attempts.was_ended(news):
             self._survivor.hear(news)
 
     # The process begins and ends.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery import signals
+from celery import _state, signals
 
 from celery_broadcast import settings
 from celery_broadcast.errors import ConfigurationError
@@ -28,6 +31,9 @@ _bridge: Bridge | None = None
 _apps: weakref.WeakSet[Celery] = weakref.WeakSet()
 # Installed apps whose configuration hasn't been read.
 _unread: weakref.WeakSet[Celery] = weakref.WeakSet()
+
+# What the blocks of `replaced_by` have put in its place, the innermost last; None is off.
+_blocks: dict[object, Bridge | None] = {}
 
 
 def install(app: Celery) -> None:
@@ -94,7 +100,8 @@ def stats() -> dict[str, ConsumerStats]:
 
     Empty while the broadcast is off. May be called on any thread.
     """
-    return {} if _bridge is None else _bridge.producer.stats()
+    bridge = _in_force()
+    return {} if bridge is None else bridge.producer.stats()
 
 
 def drain(timeout: float | None = None) -> Drained:
@@ -112,11 +119,92 @@ def drain(timeout: float | None = None) -> Drained:
     """
     if timeout is not None:
         timeout = settings.check_seconds("timeout", timeout)
-    if _bridge is None:
+    bridge = _in_force()
+    if bridge is None:
         from celery_broadcast.producer import Drained  # noqa: PLC0415  # absent while off
 
         return Drained()
-    return _bridge.producer.drain(timeout)
+    return bridge.producer.drain(timeout)
+
+
+@contextlib.contextmanager
+def broadcasting(*, enabled: bool = True) -> Iterator[None]:
+    """Turn the broadcast of this process on for the block, or off, whatever the apps say.
+
+    For scripts and tests. In the block a broadcast of its own is on, with
+    consumers that start anew and numbers of its own. What was published before
+    the block is handled before it, and what was published in the block at its
+    end. A job that had started before goes on being told as before.
+
+    An app that is configured or uninstalled in the block changes nothing in
+    it: what its configuration says counts from the block's end on. Blocks can
+    be nested.
+
+    Args:
+        enabled: whether the broadcast is on in the block.
+
+    Raises:
+        BroadcastError: called by a consumer, which would wait for itself.
+        ConfigurationError: a setting of the current app is wrong.
+    """
+    enabled = settings.check_flag("enabled", enabled)
+    with replaced_by(_new_bridge(settings_of_block()) if enabled else None):
+        yield
+
+
+@contextlib.contextmanager
+def replaced_by(bridge: Bridge | None) -> Iterator[None]:
+    """Put a bridge in the place of the one in force, for the block; None is off.
+
+    The other stays connected, and is quiet: it tells the ends of what had started.
+
+    Raises:
+        BroadcastError: called by a consumer, which would wait for itself.
+    """
+    before = _in_force()
+    if before is not None or bridge is not None:
+        from celery_broadcast.producer import check_outside_of_consumers  # noqa: PLC0415
+
+        check_outside_of_consumers()
+    block = object()
+    _blocks[block] = bridge
+    try:
+        _quieten_all_but_one()
+        if before is not None:
+            before.producer.drain()
+        if bridge is not None:
+            bridge.connect()
+        yield
+    finally:
+        del _blocks[block]
+        _quieten_all_but_one()
+        if bridge is not None:
+            bridge.disconnect()
+            bridge.producer.drain()
+
+
+def settings_of_block() -> settings.Settings:
+    """Return the settings for a block: as in force, else the current app's, else the defaults."""
+    bridge = _in_force() or _bridge
+    if bridge is not None:
+        return bridge.settings
+    # Asked for the current app, Celery would make one.
+    app: Any = _state._tls.current_app or _state.default_app  # type: ignore[attr-defined]  # noqa: SLF001
+    loaded = (
+        settings.Settings() if app is None else settings.load(app.conf, os.environ, app.namespace)
+    )
+    return dataclasses.replace(loaded, enabled=True)
+
+
+def _in_force() -> Bridge | None:
+    """Return the bridge that broadcasts what starts now; None while that is off."""
+    return next(reversed(_blocks.values())) if _blocks else _bridge
+
+
+def _quieten_all_but_one() -> None:
+    for bridge in (_bridge, *_blocks.values()):
+        if bridge is not None:
+            bridge.is_quiet = bridge is not _in_force()
 
 
 def _on_after_configure(sender: Celery, **_: Any) -> None:
@@ -169,6 +257,7 @@ def _apply(app: Any) -> None:
         return
     if _bridge is None:
         _bridge = _new_bridge(loaded)
+        _quieten_all_but_one()
         _bridge.connect()
     elif loaded != _bridge.settings:
         msg = (

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from conftest import broadcast_threads
 from recorder import Recorder
 
 import celery_broadcast
-from celery_broadcast.errors import ConfigurationError
+from celery_broadcast import broadcasting, installation
+from celery_broadcast.errors import BroadcastError, ConfigurationError
 from celery_broadcast.events import JobFinished
 from celery_broadcast.producer import Drained
 
@@ -331,3 +333,308 @@ def test_the_plugin_without_an_app_to_install_on_says_what_to_do() -> None:
 
     assert "imported before there was a Celery app" in said
     assert "celery_broadcast.install(app)" in said
+
+
+# A block in which it is on or off, whatever the configuration says.
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    recorder = Recorder()
+    celery_broadcast.on_job_event(name="recorder")(recorder.handle)
+    return recorder
+
+
+def task(app: Celery, name: str, function: Callable[..., Any] = job) -> Any:
+    declare: Any = app.task(name=name)
+    return declare(function)
+
+
+def told(recorder: Recorder) -> list[str]:
+    celery_broadcast.drain()
+    return [f"{type(event).__name__} {event.task_name}" for event in recorder.events]
+
+
+def test_a_block_turns_the_broadcast_on_and_drains_it(app: Celery, recorder: Recorder) -> None:
+    before = receivers()
+
+    with broadcasting():
+        run_one_job(app)
+
+    assert len(recorder.events) == 2
+    assert receivers() == before
+    run_one_job(app)
+    assert told(recorder) == ["JobStarted job", "JobFinished job"]
+    assert celery_broadcast.stats() == {}
+
+
+def test_a_block_turns_the_broadcast_off(broadcasting_app: Celery, recorder: Recorder) -> None:
+    before, bridge = receivers(), installation._bridge
+
+    with broadcasting(enabled=False):
+        run_one_job(broadcasting_app)
+        assert celery_broadcast.stats() == {}
+        assert celery_broadcast.drain() == Drained()
+
+    assert receivers() == before
+    assert installation._bridge is bridge
+    assert told(recorder) == []
+    run_one_job(broadcasting_app)
+    assert len(told(recorder)) == 2
+
+
+def test_a_block_that_is_off_loads_nothing_of_the_core() -> None:
+    loaded = python(
+        f"""
+        import sys
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.task_always_eager = True
+        import celery_broadcast
+
+        @app.task
+        def job(): ...
+
+        with celery_broadcast.broadcasting(enabled=False), celery_broadcast.muted():
+            job.delay()
+        {LOADED}
+        """
+    )
+
+    assert loaded.split() == [
+        f"celery_broadcast.{module}" for module in ("errors", "installation", "muting", "settings")
+    ]
+
+
+def test_a_block_needs_no_app_and_makes_none() -> None:
+    said = python(
+        """
+        import celery_broadcast
+        from celery import _state
+
+        with celery_broadcast.broadcasting():
+            print(celery_broadcast.stats())
+        print(_state.default_app)
+        """
+    )
+
+    assert said.split() == ["{}", "None"]
+
+
+def test_a_block_takes_the_settings_of_the_current_app() -> None:
+    said = python(
+        """
+        import celery_broadcast
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.update(task_always_eager=True, broadcast_payload=False, broadcast_enabled=False)
+
+        @celery_broadcast.on_job_event
+        def trail(event): print(event.args)
+
+        @app.task
+        def job(secret): ...
+
+        with celery_broadcast.broadcasting():
+            job.delay("secret")
+        """
+    )
+
+    assert said.split() == ["None", "None"]
+
+
+def test_a_block_takes_the_settings_of_the_broadcast_that_is_on(app: Celery) -> None:
+    kept: list[Any] = []
+    celery_broadcast.on_job_event(name="kept")(kept.append)
+    app.conf.update(broadcast_enabled=True, broadcast_events=["JobFinished"])
+    celery_broadcast.install(app)
+    assert app.conf.broadcast_enabled
+
+    with broadcasting():
+        run_one_job(app)
+
+    assert [type(event) for event in kept] == [JobFinished]
+
+
+def test_a_block_has_numbers_of_its_own(broadcasting_app: Celery, recorder: Recorder) -> None:
+    run_one_job(broadcasting_app)
+
+    with broadcasting():
+        assert len(recorder.events) == 2  # what came before was handled before
+        run_one_job(broadcasting_app)
+        assert celery_broadcast.drain() == Drained(handled=2, left=0)
+        assert celery_broadcast.stats()["recorder"].handled == 2
+
+    assert celery_broadcast.stats()["recorder"].handled == 2
+    assert len(recorder.events) == 4
+
+
+def test_blocks_are_undone_from_the_inside_out(app: Celery, recorder: Recorder) -> None:
+    before = receivers()
+
+    with broadcasting():
+        task(app, "on").delay()
+        with broadcasting(enabled=False):
+            task(app, "off").delay()
+            with broadcasting():
+                task(app, "on again").delay()
+            task(app, "off again").delay()
+        task(app, "still on").delay()
+
+    assert [event.task_name for event in recorder.events[::2]] == ["on", "on again", "still on"]
+    assert receivers() == before
+
+
+def test_blocks_that_end_in_another_order_leave_it_as_it_was(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    """As those of fixtures whose scopes overlap do."""
+    before = receivers()
+    first, second = broadcasting(enabled=False), broadcasting()
+
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    run_one_job(broadcasting_app)
+    second.__exit__(None, None, None)
+
+    assert len(recorder.events) == 2
+    assert receivers() == before
+    run_one_job(broadcasting_app)
+    assert len(told(recorder)) == 4
+
+
+def test_an_error_in_a_block_ends_it(app: Celery, recorder: Recorder) -> None:
+    before = receivers()
+
+    def fails() -> None:
+        with broadcasting():
+            run_one_job(app)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+
+    assert receivers() == before
+    assert len(recorder.events) == 2
+
+
+def test_a_job_that_ends_in_a_block_and_started_before_is_told_as_before(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    inner = task(broadcasting_app, "inner")
+    block = broadcasting(enabled=False)
+
+    def turns_it_off() -> None:
+        block.__enter__()
+        inner.delay()
+
+    task(broadcasting_app, "outer", turns_it_off).delay()
+    block.__exit__(None, None, None)
+
+    assert told(recorder) == ["JobStarted outer", "JobFinished outer"]
+
+
+def test_a_job_that_starts_in_a_block_and_ends_after_it_has_no_end_without_a_start(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    inner = task(broadcasting_app, "inner")
+    block = broadcasting(enabled=False)
+
+    def turns_it_on() -> None:
+        block.__exit__(None, None, None)
+        inner.delay()
+
+    block.__enter__()
+    task(broadcasting_app, "outer", turns_it_on).delay()
+
+    assert told(recorder) == ["JobStarted inner", "JobFinished inner"]
+
+
+def test_an_app_that_is_configured_in_a_block_counts_from_its_end_on(
+    app: Celery, recorder: Recorder
+) -> None:
+    app.conf.broadcast_enabled = True
+    celery_broadcast.install(app)
+
+    with broadcasting(enabled=False):
+        run_one_job(app)  # Celery reads the configuration here
+        assert recorder.events == []
+    run_one_job(app)
+
+    assert len(told(recorder)) == 2
+
+
+def test_an_app_that_is_configured_on_in_a_block_that_is_on_tells_nothing_twice(
+    app: Celery, recorder: Recorder
+) -> None:
+    app.conf.broadcast_enabled = True
+    celery_broadcast.install(app)
+
+    with broadcasting():
+        run_one_job(app)
+
+    assert len(told(recorder)) == 2
+    run_one_job(app)
+    assert len(told(recorder)) == 4
+
+
+def test_an_app_that_is_turned_off_in_a_block_is_off_from_its_end_on(
+    app: Celery, recorder: Recorder
+) -> None:
+    app.config_from_object({"broadcast_enabled": True})
+    celery_broadcast.install(app)
+    assert app.conf.broadcast_enabled
+
+    with broadcasting():
+        app.config_from_object({"broadcast_enabled": False})
+        run_one_job(app)
+    run_one_job(app)
+
+    assert len(told(recorder)) == 2
+
+
+def test_an_app_that_is_uninstalled_in_a_block_is_gone_after_it(
+    broadcasting_app: Celery, recorder: Recorder
+) -> None:
+    on = receivers()
+
+    with broadcasting():
+        celery_broadcast.uninstall(broadcasting_app)
+        run_one_job(broadcasting_app)
+    run_one_job(broadcasting_app)
+
+    assert len(told(recorder)) == 2
+    assert receivers() != on
+    assert celery_broadcast.stats() == {}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_block_inside_of_a_consumer_is_refused(*, enabled: bool) -> None:
+    errors: list[BroadcastError] = []
+
+    @celery_broadcast.on_job_event(JobFinished)
+    def leaves(_: JobFinished) -> None:
+        try:
+            with broadcasting(enabled=enabled):
+                pass
+        except BroadcastError as error:
+            errors.append(error)
+
+    app = Celery("other", broker="memory://", set_as_current=False)
+    app.conf.task_always_eager = True
+    with broadcasting():
+        run_one_job(app)
+        celery_broadcast.drain()
+
+    assert len(errors) == 1
+
+
+def test_a_block_without_a_valid_flag_is_refused() -> None:
+    with (
+        pytest.raises(ConfigurationError, match="enabled must be True or False"),
+        broadcasting(
+            enabled="perhaps"  # type: ignore[arg-type]
+        ),
+    ):
+        pass

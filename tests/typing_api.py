@@ -172,6 +172,8 @@ def operate(app: Celery) -> None:
     assert_type(celery_broadcast.drain(timeout=0.5).left, int)
     with celery_broadcast.muted() as nothing:
         assert_type(nothing, None)
+    with celery_broadcast.broadcasting(), celery_broadcast.broadcasting(enabled=False) as nothing:
+        assert_type(nothing, None)
     celery_broadcast.uninstall(app)
 
 
