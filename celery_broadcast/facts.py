@@ -94,16 +94,16 @@ class Facts:
             traceback: as text, of any length.
         """
         kind = type(exception)
-        name = f"{kind.__module__}.{kind.__qualname__}"
+        name = qualified_name(kind)
         if isinstance(exception, UnpickleableExceptionWrapper):  # it stands for another
-            name = f"{exception.exc_module}.{exception.exc_cls_name}"
+            name = f"{exception.exc_module}.{exception.exc_cls_name}".removeprefix("builtins.")
         try:
             message = str(exception)
         except Exception:  # noqa: BLE001  # theirs, and it may do anything
             message = f"<{name}: its str() raised>"
         return {
             "exception_class": kind,
-            "exception_type": name.removeprefix("builtins."),
+            "exception_type": name,
             "exception_message": message,
             "traceback": traceback[-self._traceback_limit :] if self._traceback_limit else "",
         }
@@ -143,6 +143,11 @@ class Facts:
                 None,
             )
         return self._queues[key]
+
+
+def qualified_name(kind: type) -> str:
+    """Return the name of a class with its module, unless that is Python's own."""
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

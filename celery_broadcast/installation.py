@@ -74,24 +74,27 @@ def current_producer() -> Producer | None:
     """
     for app in list(_unread):
         app.conf.get("broadcast_enabled")  # any key makes it read all
-    return None if _bridge is None else _bridge.producer
+    bridge = _in_force()
+    return None if bridge is None else bridge.producer
 
 
 def notify(event: Event) -> None:
     """Publish an event of your own, in this process; like those of jobs, it costs microseconds.
 
     It goes to the consumers that subscribed to its type or to `Event`, but to
-    none in whose hands it is made. While the broadcast is off, it goes nowhere.
+    none in whose hands it is made. While the broadcast is off or muted, it goes
+    nowhere.
     May be called on any thread, in a job or by a consumer; never blocks.
 
     Raises:
         ConfigurationError: it is not an instance of a frozen subclass of `Event`.
     """
     from celery_broadcast.events import check_event  # noqa: PLC0415  # absent while off
+    from celery_broadcast.muting import is_muted  # noqa: PLC0415  # as above
 
     check_event(event)
     producer = current_producer()
-    if producer is not None:
+    if producer is not None and not is_muted():
         producer.notify(event)
 
 
@@ -179,6 +182,8 @@ def replaced_by(bridge: Bridge | None) -> Iterator[None]:
         del _blocks[block]
         _quieten_all_but_one()
         if bridge is not None:
+            if _in_force() is None:
+                _registry().check_each(None)
             bridge.disconnect()
             bridge.producer.drain()
 

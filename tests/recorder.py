@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from celery_broadcast import testing
 from celery_broadcast.consumer import Consumer, FunctionConsumer
-from celery_broadcast.events import Event, JobEnded, JobEvent, JobFailed, JobFinished, JobRetried
+from celery_broadcast.events import Event, JobEvent, JobFinished
 from celery_broadcast.options import is_coroutine_function
 from celery_broadcast.selection import Selection
 from celery_broadcast.subscription import Subscription
@@ -16,17 +17,8 @@ E = TypeVar("E", bound=JobEvent)
 
 
 def make_event(event_type: type[E], task_name: str = "shop.charge", **fields: Any) -> E:
-    """Make an event out of as little as the test cares about."""
-    facts: dict[str, Any] = {"task_id": "id-1", "task_name": task_name, "started_at": 100.0}
-    if issubclass(event_type, JobEnded):
-        facts |= {"ended_at": 101.0, "runtime": 1.0}
-    if issubclass(event_type, JobFailed | JobRetried):
-        facts |= {
-            "exception_class": OSError,
-            "exception_type": "OSError",
-            "exception_message": "no",
-        }
-    return event_type(**{**facts, **fields})
+    """Make an event out of as little as the test cares about; it started long ago."""
+    return testing.make_event(event_type, **{"task_name": task_name, "started_at": 100.0, **fields})
 
 
 def numbered(count: int) -> list[JobFinished]:

@@ -87,6 +87,10 @@ MAY_IMPORT = {
         *("subscription", "waiting"),
     },
     "plugin": {"errors", "installation"},
+    "testing": {
+        *("bridge", "counts", "dispatcher", "errors", "events", "facts", "installation"),
+        *("producer", "settings", "subscription"),
+    },
 }
 
 #: Loaded only once the flag is known to be on, so they are imported in functions.
@@ -94,7 +98,7 @@ LOADED_WHEN_ON = {
     "streams": {"declaration", "producer"},
     "subscription": {"reader"},
     "consumer_thread": {"async_life"},
-    "installation": {"bridge", "events", "greenlets", "producer", "subscription"},
+    "installation": {"bridge", "events", "greenlets", "muting", "producer", "subscription"},
 }
 
 #: The files that know Celery; the core does not.
