@@ -91,6 +91,7 @@ MAY_IMPORT = {
         *("bridge", "counts", "dispatcher", "errors", "events", "facts", "installation"),
         *("producer", "settings", "subscription"),
     },
+    "pytest_plugin": set(),
 }
 
 #: Loaded only once the flag is known to be on, so they are imported in functions.
@@ -99,6 +100,7 @@ LOADED_WHEN_ON = {
     "subscription": {"reader"},
     "consumer_thread": {"async_life"},
     "installation": {"bridge", "events", "greenlets", "muting", "producer", "subscription"},
+    "pytest_plugin": {"testing"},
 }
 
 #: The files that know Celery; the core does not.
