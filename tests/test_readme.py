@@ -21,8 +21,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, document: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document, flags=re.MULTILINE | re.DOTALL)
 
 
 def rows(document: str, heading: str) -> dict[str, list[str]]:
@@ -48,6 +48,24 @@ def test_a_python_block_of_the_readme_runs(block: str, tmp_path: Path) -> None:
     )
 
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_tests_of_the_testing_page_pass(tmp_path: Path) -> None:
+    """With pytest as a user has it: the fixtures come from the installed plugin."""
+    code = blocks("python", (ROOT / "docs" / "testing.md").read_text())
+    for block in code:
+        (tmp_path / block.split()[1]).write_text(block)
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-W", "error", "--rootdir", tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout
+    assert f"{''.join(code).count('def test_')} passed" in ran.stdout
 
 
 def test_the_ten_lines_page_somebody_for_a_job_that_fails(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ from celery_broadcast import (
     JobRevoked,
     JobStarted,
     on_job_event,
+    testing,
 )
+from celery_broadcast.testing import Broadcast, JobEvents, make_event
 
 # Functions.
 
@@ -177,6 +179,19 @@ def operate(app: Celery) -> None:
     celery_broadcast.uninstall(app)
 
 
+def tests(job_events: JobEvents, broadcast: Broadcast) -> None:
+    assert_type(make_event(JobFailed, task_name="shop.refund"), JobFailed)
+    assert_type(job_events.of(JobFailed), list[JobFailed])
+    assert_type(job_events.only(JobFinished).result, Any)
+    assert_type(job_events.wait_for(JobEnded, timeout=0.5).runtime, float)
+    assert_type(job_events[0], JobEvent)
+    assert_type(broadcast.drain(timeout=5), Drained)
+    assert_type(broadcast.stats(), dict[str, ConsumerStats])
+    with testing.job_events() as events, testing.broadcast() as whole:
+        assert_type(events, JobEvents)
+        assert_type(whole, Broadcast)
+
+
 # What is refused.
 
 
@@ -219,4 +234,5 @@ on_job_event(JobFailed, mailbox_size="5")  # type: ignore[call-overload]
 on_job_event(JobFailed, selector="retries")  # type: ignore[call-overload]
 on_job_event(JobStarted, selector=lambda event: event.runtime > 30)  # type: ignore[attr-defined]
 celery_broadcast.drain("5s")  # type: ignore[arg-type]
+make_event("JobFailed")  # type: ignore[arg-type]
 celery_broadcast.install("shop")  # type: ignore[arg-type]
