@@ -217,6 +217,11 @@ class JobLost(JobEnded, frozen=True, kw_only=True, tag=True):
     state: str = "PENDING"
 
 
+def qualified_name(kind: type) -> str:
+    """Return the name of a class as events have it, such as "shop.errors.CardDeclined"."""
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
 def check_event(value: object) -> None:
     """Refuse what can't be published.
 

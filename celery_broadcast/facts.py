@@ -16,6 +16,7 @@ from celery import Celery
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from celery.utils.time import maybe_make_aware
 
+from celery_broadcast.events import qualified_name
 from celery_broadcast.settings import Settings
 
 # Routing keys can be made up at run time without end.
@@ -143,11 +144,6 @@ class Facts:
                 None,
             )
         return self._queues[key]
-
-
-def qualified_name(kind: type) -> str:
-    """Return the name of a class with its module, unless that is Python's own."""
-    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

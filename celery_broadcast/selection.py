@@ -10,7 +10,15 @@ from typing import Any, TypeAlias
 import msgspec
 
 from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.events import EVENT_TYPES, Event, JobEnded, JobEvent, JobFailed, JobRetried
+from celery_broadcast.events import (
+    EVENT_TYPES,
+    Event,
+    JobEnded,
+    JobEvent,
+    JobFailed,
+    JobRetried,
+    qualified_name,
+)
 
 #: What a selection looks at: event type, task name, queue, state, and the class and the
 #: qualified name of the exception. Events of one kind go the same way.
@@ -88,11 +96,6 @@ def _matches(name: str | None, globs: tuple[str, ...]) -> bool:
     if not globs:
         return True
     return name is not None and any(fnmatchcase(name, glob) for glob in globs)
-
-
-def qualified_name(kind: type) -> str:
-    """Return the name of a class as events have it, such as "shop.errors.CardDeclined"."""
-    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 def check_selection(

@@ -19,12 +19,19 @@ from celery_broadcast.bridge import Bridge
 from celery_broadcast.counts import ConsumerStats
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.events import JobEnded, JobEvent, JobFailed, JobRetried, JobRevoked
-from celery_broadcast.facts import qualified_name
+from celery_broadcast.events import (
+    Event,
+    JobEnded,
+    JobEvent,
+    JobFailed,
+    JobRetried,
+    JobRevoked,
+    qualified_name,
+)
 from celery_broadcast.producer import Drained, Producer
 from celery_broadcast.subscription import Registry, registry
 
-E = TypeVar("E", bound=msgspec.Struct)
+E = TypeVar("E", bound=Event)
 
 # The first second of 2026, UTC: the same in every run.
 _STARTED_AT = 1_767_225_600.0
@@ -109,7 +116,7 @@ def _made_up(event_type: type[Any], field: msgspec.structs.FieldInfo) -> Any:
 
 
 def _check_event_type(function: str, event_type: object) -> None:
-    if isinstance(event_type, type) and issubclass(event_type, msgspec.Struct):
+    if isinstance(event_type, type) and issubclass(event_type, Event):
         return
     msg = (
         f"{function} got {event_type!r} ({type(event_type).__name__}). "
@@ -118,14 +125,14 @@ def _check_event_type(function: str, event_type: object) -> None:
     raise ConfigurationError(msg)
 
 
-class JobEvents(Sequence[JobEvent]):
+class JobEvents(Sequence[Event]):
     """The events that were published, in their order. May be used on any thread."""
 
     def __init__(self) -> None:
-        self._events: list[JobEvent] = []
+        self._events: list[Event] = []
         self._changed = threading.Condition()
 
-    def add(self, event: JobEvent) -> None:
+    def add(self, event: Event) -> None:
         """Keep an event."""
         with self._changed:
             self._events.append(event)
@@ -180,13 +187,13 @@ class JobEvents(Sequence[JobEvent]):
         return len(self._events)
 
     @overload
-    def __getitem__(self, index: int) -> JobEvent: ...
+    def __getitem__(self, index: int) -> Event: ...
     @overload
-    def __getitem__(self, index: slice) -> list[JobEvent]: ...
-    def __getitem__(self, index: int | slice) -> JobEvent | list[JobEvent]:
+    def __getitem__(self, index: slice) -> list[Event]: ...
+    def __getitem__(self, index: int | slice) -> Event | list[Event]:
         return self._events[index]
 
-    def __iter__(self) -> Iterator[JobEvent]:
+    def __iter__(self) -> Iterator[Event]:
         return iter(self._events.copy())
 
     def __repr__(self) -> str:

@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "attempts": {"dispatcher", "events", "fork", "slots"},
     "survivor": {"attempts", "events", "fork", "ledger", "slots"},
     # Celery.
-    "facts": {"settings"},
+    "facts": {"events", "settings"},
     "bridge": {
         *("attempts", "errors", "events", "facts", "muting", "notices", "producer", "settings"),
         *("slots", "survivor"),
@@ -88,8 +88,8 @@ MAY_IMPORT = {
     },
     "plugin": {"errors", "installation"},
     "testing": {
-        *("bridge", "counts", "dispatcher", "errors", "events", "facts", "installation"),
-        *("producer", "settings", "subscription"),
+        *("bridge", "counts", "dispatcher", "errors", "events", "installation", "producer"),
+        *("settings", "subscription"),
     },
     "pytest_plugin": set(),
 }

@@ -20,6 +20,7 @@ from celery_broadcast import muted, notices, testing
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
     EVENT_TYPES,
+    Event,
     JobEnded,
     JobEvent,
     JobFailed,
@@ -38,7 +39,7 @@ class CardDeclinedError(Exception):
     pass
 
 
-class OrderPaid(msgspec.Struct, frozen=True, kw_only=True):
+class OrderPaid(Event, frozen=True, kw_only=True):
     """An event of a user's own."""
 
     order: str
@@ -49,7 +50,7 @@ class OrderPaid(msgspec.Struct, frozen=True, kw_only=True):
     coupon: str | None = None
 
 
-class OrderSent(msgspec.Struct, frozen=True, kw_only=True):
+class OrderSent(Event, frozen=True, kw_only=True):
     parcel: OrderPaid
 
 

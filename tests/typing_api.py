@@ -19,6 +19,7 @@ from celery_broadcast import (
     Consumer,
     ConsumerStats,
     Drained,
+    Event,
     JobEnded,
     JobEvent,
     JobFailed,
@@ -184,7 +185,7 @@ def tests(job_events: JobEvents, broadcast: Broadcast) -> None:
     assert_type(job_events.of(JobFailed), list[JobFailed])
     assert_type(job_events.only(JobFinished).result, Any)
     assert_type(job_events.wait_for(JobEnded, timeout=0.5).runtime, float)
-    assert_type(job_events[0], JobEvent)
+    assert_type(job_events[0], Event)
     assert_type(broadcast.drain(timeout=5), Drained)
     assert_type(broadcast.stats(), dict[str, ConsumerStats])
     with testing.job_events() as events, testing.broadcast() as whole:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 from celery_broadcast.dispatcher import Delivery
-from celery_broadcast.events import JobEnded
+from celery_broadcast.events import JobEnded, JobEvent
 from celery_broadcast.producer import Producer
 from chaos.journal import Closed, Pen, Published
 
@@ -23,6 +23,7 @@ def observe(pen: Pen) -> None:
     @functools.wraps(dispatch)
     def dispatch_and_say_so(self: Producer, delivery: Delivery) -> None:
         event = delivery.event
+        assert isinstance(event, JobEvent)  # its app has no others
         pen.write(
             Published(
                 event=type(event).__name__,
