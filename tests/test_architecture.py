@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "celery_broadcast"
 
 MAY_IMPORT = {
+    "django_connections": set(),
     "errors": set(),
     "fork": set(),
     "muting": set(),

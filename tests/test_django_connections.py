@@ -1,0 +1,275 @@
+"""A consumer's thread closes its database connections as Django does around a request."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django import conf, db
+from django.db.utils import ConnectionHandler
+from nodes.deadline import wait_until
+from test_fork import in_child
+
+from celery_broadcast import django_connections
+
+Connections = Any  # django.db.utils.ConnectionHandler, which has no types
+
+
+@pytest.fixture
+def connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connections]:
+    """Configure Django, with two databases of SQLite and this thread's connections to them."""
+    databases = {
+        alias: {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / alias}
+        for alias in ("default", "archive")
+    }
+    conf.settings.configure(DATABASES=databases)
+    handler = ConnectionHandler(databases)
+    monkeypatch.setattr(db, "connections", handler)
+    yield handler
+    handler.close_all()
+    conf.settings._wrapped = conf.empty  # what it is before it is configured
+
+
+def use(connections: Connections, alias: str = "default") -> Any:
+    """Connect this thread to a database, and return the connection."""
+    connection = connections[alias]
+    connection.ensure_connection()
+    assert is_open(connection)
+    return connection
+
+
+def is_open(connection: Any) -> bool:
+    return connection.connection is not None
+
+
+def keep_connections(connections: Connections) -> None:
+    """Set `CONN_MAX_AGE` to for ever, for connections that are yet to come."""
+    for alias in connections:
+        connections.settings[alias]["CONN_MAX_AGE"] = None
+
+
+def test_django_is_used_where_it_is_configured(connections: Connections) -> None:
+    assert django_connections.is_used()
+
+
+def test_django_is_not_used_where_it_is_imported_only() -> None:
+    assert "django.conf" in sys.modules
+
+    assert not django_connections.is_used()
+
+
+def test_asking_for_django_does_not_import_it() -> None:
+    program = """
+        import sys
+        from celery_broadcast import django_connections
+        assert not django_connections.is_used()
+        print([name for name in sys.modules if name.split(".")[0] in {"django", "asgiref"}])
+    """
+
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert answer.stdout.strip() == "[]"
+
+
+def test_a_django_that_is_half_imported_is_not_used_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "django.conf", type(sys)("django.conf"))
+
+    assert not django_connections.is_used()
+
+
+def test_a_connection_without_a_maximum_age_ends_with_the_delivery(
+    connections: Connections,
+) -> None:
+    connection = use(connections)
+
+    django_connections.close_old()
+
+    assert not is_open(connection)
+
+
+def test_a_connection_with_a_maximum_age_stays(connections: Connections) -> None:
+    keep_connections(connections)
+    connection = use(connections)
+
+    django_connections.close_old()
+
+    assert is_open(connection)
+
+
+def test_a_connection_that_stays_is_checked_again_in_the_next_delivery(
+    connections: Connections,
+) -> None:
+    """Django checks the health of one once, until it is told that a request is over."""
+    keep_connections(connections)
+    connections.settings["default"]["CONN_HEALTH_CHECKS"] = True
+    connection = use(connections)
+    connection.health_check_done = True
+
+    django_connections.close_old()
+
+    assert not connection.health_check_done
+
+
+def test_a_broken_connection_is_closed_whatever_its_age(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_connections(connections)
+    connection = use(connections)
+    connection.errors_occurred = True
+    monkeypatch.setattr(connection, "is_usable", lambda: False)
+
+    django_connections.close_old()
+
+    assert not is_open(connection)
+
+
+def test_in_the_end_every_connection_is_closed_whatever_its_age(connections: Connections) -> None:
+    keep_connections(connections)
+    used = [use(connections, alias) for alias in connections]
+
+    django_connections.close_all()
+
+    assert [is_open(connection) for connection in used] == [False, False]
+
+
+def test_nothing_is_connected_only_to_be_closed(connections: Connections) -> None:
+    django_connections.close_old()
+    django_connections.close_all()
+
+    assert connections.all(initialized_only=True) == []
+
+
+def test_the_connections_of_other_threads_are_left_alone(connections: Connections) -> None:
+    """Such as that of a test of Django's, which is inside of a transaction."""
+    connection = use(connections)
+
+    on_another_thread(django_connections.close_old)
+    on_another_thread(django_connections.close_all)
+
+    assert is_open(connection)
+
+
+def on_another_thread(call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("close", "method"),
+    [
+        (django_connections.close_old, "close_if_unusable_or_obsolete"),
+        (django_connections.close_all, "close"),
+    ],
+)
+def test_a_database_that_cannot_be_closed_is_logged_and_the_others_are_closed(
+    connections: Connections,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    close: Callable[[], None],
+    method: str,
+) -> None:
+    def fails() -> None:
+        raise OSError("the database is down")
+
+    broken, other = use(connections), use(connections, "archive")
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, method, fails)
+        close()
+
+    assert not is_open(other)
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == (
+        "could not close the connection to database 'default'; the consumer goes on"
+    )
+    assert record.exc_info is not None
+
+
+def as_consumer(call: Callable[[], Any]) -> Any:
+    """Run it on a new thread that has an own one for the asynchronous ORM."""
+
+    def run() -> Any:
+        django_connections.give_own_async_thread()
+        return call()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(run).result(timeout=10)
+
+
+def test_a_coroutines_connections_are_closed_on_the_thread_where_they_are(
+    connections: Connections,
+) -> None:
+    async def delivery() -> tuple[bool, bool]:
+        keep_connections(connections)
+        connection = await sync_to_async(use)(connections)
+        await django_connections.close_old_async()
+        stayed = is_open(connection)
+        await django_connections.close_all_async()
+        return stayed, is_open(connection)
+
+    assert as_consumer(lambda: asyncio.run(delivery())) == (True, False)
+
+
+def test_coroutines_use_one_thread_in_all_their_deliveries_and_no_other_consumer_does(
+    connections: Connections,
+) -> None:
+    async def thread() -> int:
+        return await sync_to_async(threading.get_ident)()
+
+    def two_deliveries() -> tuple[int, int]:
+        return asyncio.run(thread()), asyncio.run(thread())
+
+    with ThreadPoolExecutor(max_workers=1) as first, ThreadPoolExecutor(max_workers=1) as second:
+        for consumer in (first, second):
+            consumer.submit(django_connections.give_own_async_thread).result(timeout=10)
+        ones = first.submit(two_deliveries).result(timeout=10)
+        others = second.submit(two_deliveries).result(timeout=10)
+
+    assert ones[0] == ones[1]
+    assert others[0] == others[1]
+    assert ones[0] != others[0]
+
+
+def test_in_a_forked_child_coroutines_do_not_wait_for_the_parents_thread(
+    connections: Connections,
+) -> None:
+    async def pid() -> int:
+        return await sync_to_async(os.getpid)()
+
+    def child() -> Any:
+        signal.alarm(10)  # rather than to wait for ever
+        return as_consumer(lambda: asyncio.run(pid()))
+
+    asyncio.run(pid())  # on the one thread that is shared, and isn't forked
+
+    assert in_child(child) != os.getpid()
+
+
+def test_the_thread_of_a_consumers_coroutines_ends_with_the_consumers_own(
+    connections: Connections,
+) -> None:
+    async def thread() -> threading.Thread:
+        return await sync_to_async(threading.current_thread)()
+
+    used = as_consumer(lambda: asyncio.run(thread()))
+
+    gc.collect()  # the event loop holds it in a circle
+    wait_until(lambda: not used.is_alive())
