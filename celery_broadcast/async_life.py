@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from celery_broadcast import notices, stacks
+from celery_broadcast import django_connections, notices, stacks
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.intake import Work
 from celery_broadcast.life import say_no_setup, say_no_teardown
@@ -27,6 +27,8 @@ class AsyncLife:
     def __init__(self, station: Station) -> None:
         self._station = station
         self._consumer: Consumer | None = None
+        self._is_at_home = False
+        self._has_connections = False
         self._in_flight: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
 
@@ -34,9 +36,13 @@ class AsyncLife:
         """Live it; return what ended it, None if it was the stop.
 
         Args:
-            deadline: when to end it all the same, by the monotonic clock.
+            deadline: when to end it all the same, by the monotonic clock. None
+                on the consumer's own thread, as in `Life`.
         """
         self._crash = None
+        self._is_at_home = deadline is None
+        if self._is_at_home and django_connections.is_used():
+            django_connections.give_own_async_thread()
         try:
             asyncio.run(self._live(deadline))
         except asyncio.CancelledError:
@@ -58,7 +64,14 @@ class AsyncLife:
         if deadline is not None and main is not None:
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), main.cancel)
         hands.set(frozenset({self._station.name}))
-        await self._set_up()
+        try:
+            await self._set_up()
+            await self._live_on(timer)
+        finally:
+            if self._is_at_home and django_connections.is_used():
+                await django_connections.close_all_async()
+
+    async def _live_on(self, timer: asyncio.TimerHandle | None) -> None:
         try:
             await self._handle_all()
         except asyncio.CancelledError:
@@ -83,6 +96,7 @@ class AsyncLife:
             consumer = self._station.subscription.make_consumer()
             await _awaited(consumer.setup())
         self._consumer = consumer
+        self._has_connections = self._is_at_home and django_connections.is_used()
         notices.send(notices.consumer_started, self._station.name)
 
     async def _tear_down(self) -> None:
@@ -132,12 +146,22 @@ class AsyncLife:
         while work is not None:
             hands.set(self._station.hands_for(work.deliveries))
             try:
-                await self._handle(work)
+                await self._handle_with_connections(work)
             except BaseException as error:  # noqa: BLE001  # counted and logged where it was raised
                 # asyncio would let an exit out of the event loop at once.
                 self._crash = self._crash or error
                 self._look_again.set()
             work = self._station.intake.next_of(work.key)
+
+    async def _handle_with_connections(self, work: Work) -> None:
+        if not self._has_connections:
+            await self._handle(work)
+            return
+        await django_connections.close_old_async()
+        try:
+            await self._handle(work)
+        finally:
+            await django_connections.close_old_async()
 
     async def _handle(self, work: Work) -> None:
         station = self._station

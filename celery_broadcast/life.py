@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator
 from functools import partial
 from typing import Any
 
-from celery_broadcast import notices, stacks
+from celery_broadcast import django_connections, notices, stacks
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.intake import NO_KEY, Work
 from celery_broadcast.station import Station, hands
@@ -23,6 +23,8 @@ class Life:
     def __init__(self, station: Station) -> None:
         self._station = station
         self._consumer: Consumer | None = None
+        self._is_at_home = False
+        self._has_connections = False
         # Outlives a crash: whoever had the key of an event has it still.
         self._key: Hashable = NO_KEY
 
@@ -30,8 +32,18 @@ class Life:
         """Live it; return what ended it, None if it was the stop.
 
         Args:
-            deadline: when to end it all the same, by the monotonic clock.
+            deadline: when to end it all the same, by the monotonic clock. None
+                on the consumer's own thread; on another's, such as that of a
+                test, Django's connections are not the consumer's.
         """
+        self._is_at_home = deadline is None
+        try:
+            return self._live(deadline)
+        finally:
+            if self._is_at_home and django_connections.is_used():
+                django_connections.close_all()
+
+    def _live(self, deadline: float | None) -> BaseException | None:
         try:
             self.set_up()
         except BaseException as error:  # noqa: BLE001  # theirs must not end the thread
@@ -56,6 +68,7 @@ class Life:
             consumer = self._station.subscription.make_consumer()
             consumer.setup()
         self._consumer = consumer
+        self._has_connections = self._is_at_home and django_connections.is_used()
         notices.send(notices.consumer_started, self._station.name)
 
     def step(self, wait_seconds: float | None = None) -> bool:
@@ -77,7 +90,7 @@ class Life:
             return False
         before = hands.set(self._station.hands_for(work.deliveries))
         try:
-            self._handle(work)
+            self._handle_with_connections(work)
         finally:
             hands.reset(before)
         return True
@@ -121,6 +134,17 @@ class Life:
                     None if soonest is None else max(0.0, soonest - now),
                     at_least=station.intake.at_least,
                 )
+
+    def _handle_with_connections(self, work: Work) -> None:
+        """Handle it as Django does a request: with connections that work."""
+        if not self._has_connections:
+            self._handle(work)
+            return
+        django_connections.close_old()
+        try:
+            self._handle(work)
+        finally:
+            django_connections.close_old()
 
     def _handle(self, work: Work) -> None:
         station = self._station

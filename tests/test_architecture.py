@@ -53,8 +53,11 @@ MAY_IMPORT = {
     "station": {
         *("calls", "dispatcher", "failures", "intake", "mailbox", "rate_limit", "subscription"),
     },
-    "life": {"consumer", "intake", "notices", "stacks", "station"},
-    "async_life": {"consumer", "intake", "life", "notices", "stacks", "station", "waiting"},
+    "life": {"consumer", "django_connections", "intake", "notices", "stacks", "station"},
+    "async_life": {
+        *("consumer", "django_connections", "intake", "life", "notices", "stacks", "station"),
+        "waiting",
+    },
     "consumer_thread": {
         *("counts", "life", "notices", "restarts", "station", "waiting"),
     },

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +20,21 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django import conf, db
+from django.apps import apps
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import atomic
 from django.db.utils import ConnectionHandler
 from nodes.deadline import wait_until
+from recorder import Recorder, make_event, numbered, subscribe
 from test_fork import in_child
 
 from celery_broadcast import django_connections
+from celery_broadcast.consumer import Consumer
+from celery_broadcast.counts import ConsumerStats
+from celery_broadcast.crew import Crew
+from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.events import JobEvent, JobFinished
+from celery_broadcast.mailbox import Mailbox
 
 Connections = Any  # django.db.utils.ConnectionHandler, which has no types
 
@@ -38,6 +49,7 @@ def connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Con
     conf.settings.configure(DATABASES=databases)
     handler = ConnectionHandler(databases)
     monkeypatch.setattr(db, "connections", handler)
+    monkeypatch.setattr(apps, "ready", True)  # or a database isn't to be used yet
     yield handler
     handler.close_all()
     conf.settings._wrapped = conf.empty  # what it is before it is configured
@@ -201,6 +213,156 @@ def test_a_database_that_cannot_be_closed_is_logged_and_the_others_are_closed(
         "could not close the connection to database 'default'; the consumer goes on"
     )
     assert record.exc_info is not None
+
+
+class Clerk(Consumer):
+    """Uses both databases for all that it does, and tells whether its connections were open."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.open: list[tuple[str, bool]] = []
+        self.used: list[Any] = []
+        self._connections = connections
+
+    def setup(self) -> None:
+        self._use("setup")
+
+    def handle(self, event: JobEvent) -> None:
+        self._use("handle")
+
+    def teardown(self) -> None:
+        self._use("teardown")
+
+    def _use(self, call: str) -> None:
+        opened = self._connections.all(initialized_only=True)
+        self.open.append((call, any(is_open(connection) for connection in opened)))
+        self.used = [use(self._connections, alias) for alias in self._connections]
+
+
+def run_to_the_end(consumer: Consumer, **options: Any) -> ConsumerStats:
+    """Have a consumer handle two events on its own thread, and end."""
+    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    for event in numbered(2):
+        mailbox.put(Delivery(event, frozenset()))
+    thread = Crew(subscribe(consumer, "clerk", **options), mailbox)
+    thread.start()
+    thread.stop()
+    thread.finish(deadline=time.monotonic() + 10.0)
+    assert thread.has_ended()
+    return mailbox.stats()
+
+
+def test_a_consumer_has_connections_of_its_own_for_each_delivery(connections: Connections) -> None:
+    clerk = Clerk(connections)
+
+    run_to_the_end(clerk)
+
+    assert clerk.open == [
+        ("setup", False),
+        ("handle", False),
+        ("handle", False),
+        ("teardown", False),
+    ]
+
+
+def test_a_consumer_keeps_connections_that_may_be_kept_until_its_teardown(
+    connections: Connections,
+) -> None:
+    keep_connections(connections)
+    clerk = Clerk(connections)
+
+    run_to_the_end(clerk)
+
+    assert clerk.open[1:] == [("handle", True), ("handle", True), ("teardown", True)]
+    assert [is_open(connection) for connection in clerk.used] == [False, False]
+
+
+def test_what_a_selector_connects_is_closed_too(connections: Connections) -> None:
+    used: list[Any] = []
+
+    def declines(_: JobEvent) -> bool:
+        assert not any(is_open(connection) for connection in used)
+        used.append(use(connections))
+        return False
+
+    assert run_to_the_end(Recorder(), selector=declines).declined == 2
+    assert not is_open(used[-1])
+
+
+def test_a_consumer_that_raises_gets_its_next_event_with_new_connections(
+    connections: Connections,
+) -> None:
+    class Raises(Clerk):
+        def handle(self, event: JobEvent) -> None:
+            super().handle(event)
+            raise OSError("no")
+
+    clerk = Raises(connections)
+
+    assert run_to_the_end(clerk).failed == 2
+    assert not any(was_open for _, was_open in clerk.open)
+
+
+def test_a_consumer_whose_setup_raises_leaves_no_connection(connections: Connections) -> None:
+    keep_connections(connections)
+
+    class NotReadyYet(Clerk):
+        def setup(self) -> None:
+            super().setup()
+            if len(self.open) == 1:
+                raise OSError("not yet")
+
+    clerk = NotReadyYet(connections)
+
+    run_to_the_end(clerk)
+
+    assert clerk.open[:2] == [("setup", False), ("setup", False)]
+
+
+def test_a_consumer_that_configures_django_in_its_setup_has_it_from_then_on(
+    connections: Connections,
+) -> None:
+    configured, conf.settings._wrapped = conf.settings._wrapped, conf.empty
+
+    class Configures(Clerk):
+        def setup(self) -> None:
+            conf.settings._wrapped = configured
+            super().setup()
+
+    clerk = Configures(connections)
+
+    run_to_the_end(clerk)
+
+    assert not any(was_open for _, was_open in clerk.open)
+
+
+def test_a_connection_that_cannot_be_closed_fails_no_delivery(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: Any) -> None:
+        raise OSError("the database is down")
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "close_if_unusable_or_obsolete", fails)
+
+    assert run_to_the_end(Clerk(connections)).handled == 2
+    assert "could not close the connection to database 'archive'" in caplog.text
+
+
+def test_a_consumer_on_anothers_thread_leaves_its_connections_alone(
+    connections: Connections,
+) -> None:
+    """As a test of Django's has it, which is inside of a transaction."""
+    connection = use(connections)
+    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox.put(Delivery(make_event(JobFinished), frozenset()))
+    thread = Crew(subscribe(Recorder(), "store"), mailbox)
+
+    with atomic():
+        thread.stop()
+        thread.finish(deadline=time.monotonic() + 10.0)  # here and now: it was never started
+
+        assert mailbox.stats().handled == 1
+        assert is_open(connection)
+        assert not connection.needs_rollback
 
 
 def as_consumer(call: Callable[[], Any]) -> Any:
