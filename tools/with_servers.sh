@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run a command where redis-server and rabbitmq-server are installed; install them if need be.
+# Run a command where Redis, RabbitMQ and PostgreSQL are installed; install them if need be.
 #
 # usage: tools/with_servers.sh COMMAND [ARGUMENT...]
 #
@@ -9,13 +9,14 @@ set -eu
 
 tools=$(dirname "$0")
 
+# Debian keeps servers where only root's PATH leads, and PostgreSQL's where nobody's does.
+is_there() {
+    PATH="$PATH:/usr/local/sbin:/usr/sbin" command -v "$1" >/dev/null
+}
 missing=
-for program in redis-server rabbitmq-server; do
-    # Debian keeps servers where only root's PATH leads.
-    if ! PATH="$PATH:/usr/local/sbin:/usr/sbin" command -v "$program" >/dev/null; then
-        missing="$missing $program"
-    fi
-done
+is_there redis-server || missing="$missing redis-server"
+is_there rabbitmq-server || missing="$missing rabbitmq-server"
+is_there initdb || is_there /usr/lib/postgresql/*/bin/initdb || missing="$missing postgresql"
 
 if [ -z "$missing" ]; then
     exec "$@"
@@ -40,7 +41,7 @@ cat >&2 <<END
 The tests start servers of their own, and these programs are not installed:$missing
 Install them, then run make again:
     Debian, Ubuntu   sudo apt-get install --no-install-recommends$missing
-    macOS            brew install redis rabbitmq
+    macOS            brew install redis rabbitmq postgresql
 or start a Docker engine, and the tests run in a container.
 END
 exit 1

@@ -26,8 +26,15 @@ LEASH = Path(__file__).with_name("leash.py")
 LOCALHOST = "127.0.0.1"
 
 # Where servers are that are not on everybody's PATH. Debian's rabbitmq-server
-# on the PATH is a wrapper for root only; the first folder has the real one.
-SERVER_FOLDERS = ("/usr/lib/rabbitmq/bin", *os.get_exec_path(), "/usr/local/sbin", "/usr/sbin")
+# on the PATH is a wrapper for root only; the first folder has the real one. Of
+# PostgreSQL it can have several versions, each in a folder of its own.
+SERVER_FOLDERS = (
+    "/usr/lib/rabbitmq/bin",
+    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]),
+    *os.get_exec_path(),
+    "/usr/local/sbin",
+    "/usr/sbin",
+)
 
 
 def find_program(name: str) -> str:
