@@ -110,6 +110,9 @@ LOADED_WHEN_ON = {
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {"bridge", "facts", "plugin", "installation", "rate_limit"}
 
+#: What django_connections.py alone imports, in functions.
+DJANGO = {"asgiref", "django"}
+
 
 def imports_of(file: Path) -> tuple[set[str], set[str]]:
     """Return what a file imports when it is loaded, and what later or for types only."""
@@ -155,6 +158,13 @@ def test_the_core_does_not_import_celery(file: Path) -> None:
     knows = any(module.split(".")[0] in {"celery", "kombu", "billiard"} for module in now | later)
 
     assert knows == (file.stem in KNOW_CELERY)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_django_is_imported_by_one_file_and_only_when_it_is_used(file: Path) -> None:
+    of_django = [{module.split(".")[0] for module in when} & DJANGO for when in imports_of(file)]
+
+    assert of_django == [set(), DJANGO if file.stem == "django_connections" else set()]
 
 
 def test_no_import_in_the_table_goes_round_in_a_circle() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,22 +83,49 @@ def test_django_is_not_used_where_it_is_imported_only() -> None:
     assert not django_connections.is_used()
 
 
-def test_asking_for_django_does_not_import_it() -> None:
-    program = """
-        import sys
-        from celery_broadcast import django_connections
-        assert not django_connections.is_used()
-        print([name for name in sys.modules if name.split(".")[0] in {"django", "asgiref"}])
-    """
+def modules_of_django(preparation: str = "", *, enabled: bool = True) -> list[str]:
+    """Return which are loaded in a process after a job, whose events a consumer had."""
+    program = f"""
+{preparation}
+import json, sys
+import celery_broadcast
+from celery import Celery
 
+app = Celery("shop", broker="memory://", set_as_current=False)
+app.conf.update(task_always_eager=True, broadcast_enabled={enabled})
+celery_broadcast.install(app)
+had = []
+
+def job(): pass
+
+celery_broadcast.on_job_event(name="trail")(lambda event: had.append(event))
+app.task(name="job")(job).delay()
+celery_broadcast.drain()
+assert len(had) == {2 if enabled else 0}
+found = (name for name in sys.modules if name.split(".")[0] in ("django", "asgiref"))
+print(json.dumps(sorted(found)))
+"""
+    environment = {key: value for key, value in os.environ.items() if "DJANGO" not in key}
     answer = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
     )
+    found: list[str] = json.loads(answer.stdout)
+    return found
 
-    assert answer.stdout.strip() == "[]"
+
+def test_nothing_of_django_is_imported_where_it_is_only_installed() -> None:
+    """But for what kombu imports, to encode Django's strings (kombu/utils/json.py)."""
+    found = modules_of_django()
+
+    assert found == modules_of_django(enabled=False)
+    assert "django.conf" not in found
+
+
+def test_no_more_of_django_is_imported_where_it_is_not_configured() -> None:
+    found = modules_of_django("import django.conf")
+
+    assert found == modules_of_django("import django.conf", enabled=False)
+    assert "django.db" not in found
 
 
 def test_a_django_that_is_half_imported_is_not_used_yet(monkeypatch: pytest.MonkeyPatch) -> None:
