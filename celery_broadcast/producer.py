@@ -118,6 +118,7 @@ class Producer:
         self._starting = threading.Lock()
         self._draining = threading.Lock()
         self._closed = False
+        self._is_more_to_drain = False
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
         self._losses: dict[str, Losses] = {}
@@ -169,6 +170,8 @@ class Producer:
         if slots is not None and slots.mine is not None:
             slots.mine.count_published()
         self._inbox.put(delivery)
+        if delivery.origin:
+            self._is_more_to_drain = True
         if self._thread is None:
             self._start()
 
@@ -212,7 +215,7 @@ class Producer:
         try:
             if last:
                 self._closed = True
-            return self._drain(deadline)
+            return self._drain_all(deadline)
         finally:
             self._stopping = {}
             self._draining.release()
@@ -236,9 +239,11 @@ class Producer:
         if not self._starting.acquire(blocking=False):
             return  # another job's thread is at it
         try:
+            if self._draining.locked():
+                return  # it looks again when it is done
             if self._closed:
                 self._say_trouble("broadcast has stopped; %d late events are lost", last=True)
-            elif self._thread is None and not self._draining.locked():
+            elif self._thread is None:
                 # Known before it starts: whatever strikes this thread while it
                 # starts the other, there is never a second one.
                 thread = threading.Thread(target=self._run, name="broadcast", daemon=True)
@@ -456,6 +461,19 @@ class Producer:
         self._plan_loss_line(now)
 
     # On the thread that drains.
+
+    def _drain_all(self, deadline: float) -> Drained:
+        """Drain, and once more as long as consumers publish something meanwhile.
+
+        That ends: what they make doesn't go back to those who had a hand in it.
+        """
+        handled = left = 0
+        while True:
+            self._is_more_to_drain = False
+            drained = self._drain(deadline)
+            handled, left = handled + drained.handled, left + drained.left
+            if not self._is_more_to_drain or time.monotonic() >= deadline:
+                return Drained(handled=handled, left=left)
 
     def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()

@@ -22,6 +22,7 @@ from recorder import (
 )
 
 from celery_broadcast import notices
+from celery_broadcast.batch import Batch
 from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, MAILBOX_FULL, ConsumerStats
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished, JobStarted
@@ -61,6 +62,34 @@ def test_nothing_starts_before_the_first_event(make_producer: MakeProducer) -> N
     producer.notify(make_event(JobFinished))
 
     wait_until(lambda: sorted(broadcast_threads()) == ["broadcast", "broadcast:store"])
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_drain_handles_also_what_consumers_publish_meanwhile(
+    make_producer: MakeProducer, *, last: bool
+) -> None:
+    """As a chain of stages does, the last of which has its events when all others are done."""
+    stored: list[str] = []
+    one_batch = Batch(max_events=100, max_wait=3_600.0)  # a stop delivers it, and nothing else
+
+    def count(events: list[JobEvent]) -> None:
+        producer.notify(make_event(JobFailed, task_id=str(len(events))))
+
+    def sum_up(events: list[JobEvent]) -> None:
+        producer.notify(make_event(JobStarted, task_id=f"sum of {events[0].task_id}"))
+
+    producer = make_producer(
+        subscribe(lambda event: stored.append(event.task_id), "store", events=(JobStarted,)),
+        subscribe(sum_up, "sum-up", events=(JobFailed,), batch=one_batch),
+        subscribe(count, "count", events=(JobFinished,), batch=one_batch),
+    )
+    for event in numbered(3):
+        producer.notify(event)
+
+    drained = producer.drain(last=last)
+
+    assert stored == ["sum of 3"]
+    assert drained == Drained(handled=5, left=0)
 
 
 def test_a_drain_handles_what_waits_and_ends_the_threads(make_producer: MakeProducer) -> None:
