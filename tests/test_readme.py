@@ -12,9 +12,12 @@ import msgspec
 import pytest
 
 from celery_broadcast import notices, settings
+from celery_broadcast.batch import Batch
 from celery_broadcast.counts import DROP_REASONS, ConsumerStats
 from celery_broadcast.events import EVENT_TYPES, JobEnded, JobEvent
-from celery_broadcast.options import OPTIONS
+from celery_broadcast.options import _MOST_CONCURRENT, OPTIONS
+from celery_broadcast.restarts import Restart
+from celery_broadcast.retry import Retry
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,6 +51,52 @@ def test_a_python_block_of_the_readme_runs(block: str, tmp_path: Path) -> None:
     )
 
     assert ran.returncode == 0, ran.stderr
+
+
+CONSUMERS = (ROOT / "docs" / "consumers.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "block", blocks("python", CONSUMERS)[1:], ids=lambda block: block.split()[1]
+)
+def test_an_example_of_the_consumers_page_runs(block: str, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(blocks("python", CONSUMERS)[0])
+    (tmp_path / block.split()[1]).write_text(block)
+
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", block.split()[1]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_consumers_page_has_every_option_in_its_table_and_in_an_example() -> None:
+    table = rows(CONSUMERS, "Option")
+    examples = "".join(blocks("python", CONSUMERS))
+
+    assert list(table) == ["event types", *OPTIONS]
+    for option in OPTIONS:
+        assert re.search(rf"\b{option}=", examples), option
+
+
+def test_the_consumers_page_has_the_defaults_of_the_code() -> None:
+    page = " ".join(row for cells in rows(CONSUMERS, "Option").values() for row in cells)
+    shown = settings.Settings()
+
+    assert f"Batch(max_events={Batch().max_events}, max_wait={Batch().max_wait})" in page
+    assert f"Retry(attempts={Retry().attempts}, wait={Retry().wait}, on=Exception)" in page
+    restart = Restart()
+    assert (
+        f'Restart("{restart.kind}", max_restarts={restart.max_restarts}, within={restart.within})'
+        in page
+    )
+    assert f"{shown.mailbox_size:,}".replace(",", " ") in page
+    assert f'"{shown.overflow}"' in page
+    assert f"at most {_MOST_CONCURRENT:,}" in page
 
 
 def test_the_tests_of_the_testing_page_pass(tmp_path: Path) -> None:
