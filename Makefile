@@ -43,6 +43,7 @@ types: $(VENV)/with-dev
 	$(VENV)/bin/mypy
 	PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONPATH=. \
 		$(VENV)/bin/pyright --verifytypes celery_broadcast --ignoreexternal
+	PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONPATH=. $(VENV)/bin/pyright tests/typing_api.py
 
 clean:
 	rm -rf $(VENV) .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -25,7 +25,7 @@ class Consumer:
         If it raises, the consumer is restarted after a pause.
         """
 
-    def handle(self, event: Any) -> Awaitable[None] | None:
+    def handle(self, event: Any, /) -> Awaitable[None] | None:
         """Handle one event, whose type is one of those subscribed to.
 
         With `batch`, a list of events. If it raises, the event, or each of the
@@ -43,6 +43,6 @@ class FunctionConsumer(Consumer):
     def __init__(self, function: Callable[[Any], object]) -> None:
         self._function = function
 
-    def handle(self, event: Any) -> Any:
+    def handle(self, event: Any, /) -> Any:
         """Call the function with the event, or the list of them."""
         return self._function(event)

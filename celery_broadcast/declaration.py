@@ -66,12 +66,10 @@ class Decorator(Protocol[A]):
     def __call__(self, consumer: Callable[[A], R], /) -> Callable[[A], R]: ...
 
 
-# No, two and three events have overloads of their own: of any number of types mypy
+# Two and three events have overloads of their own: of any number of types mypy
 # makes their common base, and a function of `JobFailed | JobFinished` takes less.
 @overload
 def on_job_event(consumer: C, /) -> C: ...
-@overload
-def on_job_event(consumer: Callable[[JobEvent], R], /) -> Callable[[JobEvent], R]: ...
 @overload
 def on_job_event(**options: Unpack[Options[JobEvent]]) -> Decorator[JobEvent]: ...
 @overload
@@ -105,11 +103,15 @@ def on_job_event(
     **options: Unpack[Options[E | E2 | E3]],
 ) -> Decorator[list[E | E2 | E3]]: ...
 @overload
-def on_job_event(*events: type[E], **options: Unpack[Options[E]]) -> Decorator[E]: ...
+def on_job_event(  # type: ignore[overload-overlap]  # a class can be called, too
+    first: type[E], /, *events: type[E], **options: Unpack[Options[E]]
+) -> Decorator[E]: ...
 @overload
 def on_job_event(
-    *events: type[E], batch: Batch, **options: Unpack[Options[E]]
+    first: type[E], /, *events: type[E], batch: Batch, **options: Unpack[Options[E]]
 ) -> Decorator[list[E]]: ...
+@overload
+def on_job_event(consumer: Callable[[JobEvent], R], /) -> Callable[[JobEvent], R]: ...
 def on_job_event(*arguments: Any, **options: Any) -> Any:
     """Declare a consumer: a function of one event, `async` or not, or a `Consumer` class.
 
@@ -175,11 +177,16 @@ def subscribe(
 ) -> Subscription: ...
 @overload
 def subscribe(
-    consumer: Callable[[E], object], /, *events: type[E], **options: Unpack[Options[E]]
+    consumer: Callable[[E], object],
+    first: type[E],
+    /,
+    *events: type[E],
+    **options: Unpack[Options[E]],
 ) -> Subscription: ...
 @overload
 def subscribe(
     consumer: Callable[[list[E]], object],
+    first: type[E],
     /,
     *events: type[E],
     batch: Batch,

@@ -177,7 +177,9 @@ def stream(
     **options: Unpack[StreamOptions[E | E2 | E3]],
 ) -> Stream[E | E2 | E3]: ...
 @overload
-def stream(*events: type[E], **options: Unpack[StreamOptions[E]]) -> Stream[E]: ...
+def stream(
+    first: type[E], /, *events: type[E], **options: Unpack[StreamOptions[E]]
+) -> Stream[E]: ...
 def stream(*events: Any, **options: Any) -> Stream[Any]:
     """Read the events of this process in a loop, instead of being called with them.
 

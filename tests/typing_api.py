@@ -16,6 +16,7 @@ from typing_extensions import assert_type
 
 import celery_broadcast
 from celery_broadcast import (
+    Batch,
     Consumer,
     ConsumerStats,
     Drained,
@@ -30,6 +31,10 @@ from celery_broadcast import (
     JobRetried,
     JobRevoked,
     JobStarted,
+    Restart,
+    Retry,
+    Stream,
+    Subscription,
     on_job_event,
     testing,
 )
@@ -85,6 +90,128 @@ on_job_event(name="lambda")(lambda event: event.task_id)
 # What is decorated stays callable, and says what it said.
 assert_type(slow(JobFinished(task_id="", task_name="", ended_at=0.0, runtime=1.0)), int)
 slow(JobStarted(task_id="", task_name=""))  # type: ignore[arg-type]
+
+
+# Everything that can be asked for.
+
+
+@on_job_event(JobFailed, exception=OSError, state="FAILURE")
+def by_exception(event: JobFailed) -> None: ...
+
+
+@on_job_event(JobFailed, JobRetried, exception=["shop.errors.CardDeclined", OSError])
+def by_exceptions(event: JobFailed | JobRetried) -> None: ...
+
+
+@on_job_event(JobFailed, batch=Batch(max_events=500, max_wait=2.0))
+def in_batches(events: list[JobFailed]) -> None: ...
+
+
+@on_job_event(batch=Batch())
+def all_in_batches(events: list[JobEvent]) -> None: ...
+
+
+@on_job_event(JobFailed, JobFinished, batch=Batch(), selector=lambda event: event.runtime > 1)
+async def two_in_batches(events: list[JobFailed | JobFinished]) -> None: ...
+
+
+@on_job_event(JobFailed, JobFinished, JobRetried, batch=Batch())
+def three_in_batches(events: list[JobFailed | JobFinished | JobRetried]) -> None: ...
+
+
+@on_job_event(JobFailed, batch=Batch())
+def any_sequence(events: Sequence[JobEvent]) -> None: ...
+
+
+@on_job_event(
+    JobEnded,
+    concurrency=4,
+    partition_by=lambda event: event.runtime,
+    retry=Retry(attempts=5, wait=0.5, on=(OSError,)),
+    rate_limit="1/s",
+    stuck_after=60.0,
+    restart=Restart("transient", max_restarts=3, within=5.0),
+)
+def all_at_once(event: JobEnded) -> None: ...
+
+
+@on_job_event(JobFailed, concurrency=20)
+async def coroutine(event: JobFailed) -> str:
+    return event.exception_type
+
+
+# The argument is inferred from the event types, and from `batch`.
+on_job_event(JobFailed, name="one")(lambda event: event.exception_type)
+on_job_event(JobFailed, name="many", batch=Batch())(lambda events: events[0].exception_type)
+
+
+@on_job_event(concurrency=5)
+class Webhook(Consumer):
+    async def setup(self) -> None: ...
+
+    async def handle(self, event: JobEvent) -> None: ...
+
+    async def teardown(self) -> None: ...
+
+
+@on_job_event(JobFailed, batch=Batch())
+class InBatches(Consumer):
+    def handle(self, events: list[JobFailed]) -> None: ...
+
+
+# At run time, and events of one's own.
+
+
+class Incident(Event, frozen=True, kw_only=True):
+    failures: int
+
+
+@on_job_event(Incident)
+def page_incident(event: Incident) -> None:
+    assert_type(event.failures, int)
+
+
+@on_job_event(Incident, JobFailed)
+def either(event: Incident | JobFailed) -> None: ...
+
+
+@on_job_event(Event)
+def anything_at_all(event: Event) -> None: ...
+
+
+def at_run_time(seen: list[JobFailed]) -> None:
+    assert_type(celery_broadcast.subscribe(trail), Subscription)
+    assert_type(celery_broadcast.subscribe(page_oncall, JobFailed, name="page"), Subscription)
+    celery_broadcast.subscribe(in_batches, JobFailed, batch=Batch(), name="batch")
+    celery_broadcast.subscribe(failed_or_finished, JobFailed, JobFinished)
+    celery_broadcast.subscribe(one_of_many, JobFailed, JobFinished, JobRetried, JobRevoked)
+    celery_broadcast.subscribe(coroutine, JobFailed, concurrency=5)
+    celery_broadcast.subscribe(Webhook, JobFailed, task="shop.*")
+    subscription = celery_broadcast.subscribe(seen.append, JobFailed, name="seen")
+    subscription.pause()
+    subscription.resume()
+    assert_type(subscription.cancel(), bool)
+    assert_type(subscription.cancel(timeout=5), bool)
+    celery_broadcast.notify(Incident(failures=10))
+
+
+def in_a_loop() -> None:
+    with celery_broadcast.stream(JobFailed, task="shop.*", mailbox_size=10) as events:
+        assert_type(events, Stream[JobFailed])
+        for event in events:
+            assert_type(event, JobFailed)
+    with celery_broadcast.stream(JobFailed, JobFinished) as either:
+        for one in either:
+            assert_type(one, JobFailed | JobFinished)
+    with celery_broadcast.stream(selector=lambda event: event.retries > 0) as all_of_them:
+        for job_event in all_of_them:
+            assert_type(job_event, JobEvent)
+
+
+async def in_an_event_loop() -> None:
+    async with celery_broadcast.stream(Incident) as events:
+        async for event in events:
+            assert_type(event, Incident)
 
 
 # Classes.
@@ -220,6 +347,22 @@ def takes_none() -> None: ...
 def takes_less_too(event: JobFailed) -> None: ...
 
 
+@on_job_event(JobFailed, batch=Batch())  # type: ignore[arg-type]
+def takes_one_though_it_gets_many(event: JobFailed) -> None: ...
+
+
+@on_job_event(JobFailed)  # type: ignore[arg-type]
+def takes_many_though_it_gets_one(events: list[JobFailed]) -> None: ...
+
+
+@on_job_event(JobFailed, batch=Batch())  # type: ignore[arg-type]
+def takes_many_of_another(events: list[JobStarted]) -> None: ...
+
+
+@on_job_event(JobStarted)  # type: ignore[arg-type]
+async def coroutine_of_another(event: JobFailed) -> None: ...
+
+
 class NotAConsumer:
     def handle(self, event: JobFailed) -> None: ...
 
@@ -234,6 +377,19 @@ on_job_event(JobFailed, task=5)  # type: ignore[call-overload]
 on_job_event(JobFailed, mailbox_size="5")  # type: ignore[call-overload]
 on_job_event(JobFailed, selector="retries")  # type: ignore[call-overload]
 on_job_event(JobStarted, selector=lambda event: event.runtime > 30)  # type: ignore[attr-defined]
+on_job_event(JobFailed, batch=500)  # type: ignore[call-overload]
+on_job_event(JobFailed, concurrency="4")  # type: ignore[call-overload]
+on_job_event(JobFailed, retry=5)  # type: ignore[call-overload]
+on_job_event(JobFailed, stuck_after="1m")  # type: ignore[call-overload]
+on_job_event(JobFailed, restart="transient")  # type: ignore[call-overload]
+on_job_event(JobFailed, exception=5)  # type: ignore[call-overload]
+on_job_event(JobStarted, concurrency=2, partition_by=lambda e: e.runtime)  # type: ignore[attr-defined]
+Batch(500)  # type: ignore[call-arg]
+Restart("always")  # type: ignore[arg-type]
+celery_broadcast.subscribe(page_oncall, JobStarted)  # type: ignore[arg-type]
+celery_broadcast.subscribe(page_oncall)  # type: ignore[arg-type]
+celery_broadcast.stream(JobFailed, batch=Batch())  # type: ignore[call-overload]
+celery_broadcast.notify("incident")  # type: ignore[arg-type]
 celery_broadcast.drain("5s")  # type: ignore[arg-type]
 make_event("JobFailed")  # type: ignore[arg-type]
 celery_broadcast.install("shop")  # type: ignore[arg-type]
