@@ -27,8 +27,6 @@ class AsyncLife:
     def __init__(self, station: Station) -> None:
         self._station = station
         self._consumer: Consumer | None = None
-        self._is_at_home = False
-        self._has_connections = False
         self._in_flight: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
 
@@ -36,13 +34,9 @@ class AsyncLife:
         """Live it; return what ended it, None if it was the stop.
 
         Args:
-            deadline: when to end it all the same, by the monotonic clock. None
-                on the consumer's own thread, as in `Life`.
+            deadline: when to end it all the same, by the monotonic clock.
         """
         self._crash = None
-        self._is_at_home = deadline is None
-        if self._is_at_home and django_connections.is_used():
-            django_connections.give_own_async_thread()
         try:
             asyncio.run(self._live(deadline))
         except asyncio.CancelledError:
@@ -64,14 +58,7 @@ class AsyncLife:
         if deadline is not None and main is not None:
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), main.cancel)
         hands.set(frozenset({self._station.name}))
-        try:
-            await self._set_up()
-            await self._live_on(timer)
-        finally:
-            if self._is_at_home and django_connections.is_used():
-                await django_connections.close_all_async()
-
-    async def _live_on(self, timer: asyncio.TimerHandle | None) -> None:
+        await self._set_up()
         try:
             await self._handle_all()
         except asyncio.CancelledError:
@@ -92,11 +79,10 @@ class AsyncLife:
             main.cancel()
 
     async def _set_up(self) -> None:
-        async with self._call("its setup"):
+        async with self._call("its setup"), django_connections.around_async_call():
             consumer = self._station.subscription.make_consumer()
             await _awaited(consumer.setup())
         self._consumer = consumer
-        self._has_connections = self._is_at_home and django_connections.is_used()
         notices.send(notices.consumer_started, self._station.name)
 
     async def _tear_down(self) -> None:
@@ -104,7 +90,7 @@ class AsyncLife:
         if consumer is None:
             return
         try:
-            async with self._call("its teardown"):
+            async with self._call("its teardown"), django_connections.around_async_call():
                 await _awaited(consumer.teardown())
         except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
             say_no_teardown(self._station.name, error)
@@ -146,22 +132,12 @@ class AsyncLife:
         while work is not None:
             hands.set(self._station.hands_for(work.deliveries))
             try:
-                await self._handle_with_connections(work)
+                await self._handle(work)
             except BaseException as error:  # noqa: BLE001  # counted and logged where it was raised
                 # asyncio would let an exit out of the event loop at once.
                 self._crash = self._crash or error
                 self._look_again.set()
             work = self._station.intake.next_of(work.key)
-
-    async def _handle_with_connections(self, work: Work) -> None:
-        if not self._has_connections:
-            await self._handle(work)
-            return
-        await django_connections.close_old_async()
-        try:
-            await self._handle(work)
-        finally:
-            await django_connections.close_old_async()
 
     async def _handle(self, work: Work) -> None:
         station = self._station
@@ -182,16 +158,20 @@ class AsyncLife:
             station.mailbox.settle(handled=len(work.deliveries))
 
     async def _call_consumer(self, argument: Any) -> None:
-        assert self._consumer is not None  # noqa: S101  # set up before
         retry = self._station.subscription.retry
         if retry is None:
-            await _awaited(self._consumer.handle(argument))
+            await self._try(argument)
         else:
             await retry.call_async(
-                lambda: _awaited(self._consumer.handle(argument)),  # type: ignore[union-attr]
+                partial(self._try, argument),
                 pause=self._pause,
                 say=partial(self._station.failures.say_retry, argument),
             )
+
+    async def _try(self, argument: Any) -> None:
+        assert self._consumer is not None  # noqa: S101  # set up before
+        async with django_connections.around_async_call():
+            await _awaited(self._consumer.handle(argument))
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_broadcast import notices
+from celery_broadcast import django_connections, notices
 from celery_broadcast.counts import CANCELLED, GAVE_UP
 from celery_broadcast.life import Life
 from celery_broadcast.restarts import Restarts, ended_on_purpose
@@ -71,7 +71,7 @@ class ConsumerThread:
     def _run(self) -> None:
         station = self._station
         hands.set(frozenset({station.name}))
-        while (crash := self._life.live()) is not None:
+        while (crash := self._live()) is not None:
             pause = self._restarts.pause_after_crash(crash, time.monotonic())
             if pause is None:
                 self._give_up(crash)
@@ -87,6 +87,10 @@ class ConsumerThread:
             station.stop_requested.wait(pause)
         notices.send(notices.consumer_stopped, station.name)
         self._ended.set()
+
+    def _live(self) -> BaseException | None:
+        with django_connections.of_this_thread():
+            return self._life.live()
 
     def _give_up(self, crash: BaseException) -> None:
         """Drop what waits; the producer notices it as it does every loss."""

@@ -2,17 +2,23 @@
 
 Django keeps connections per thread, and closes what is old or broken around
 each request. A consumer's thread has no requests: these do it around each of
-its deliveries. Nothing here imports Django before Django is in use.
+its calls. Nothing here imports Django before Django is in use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+# Whether the present thread is a consumer's own. On any other, such as that of
+# a test inside of a transaction, the connections are somebody else's.
+_is_own: ContextVar[bool] = ContextVar("celery_broadcast_own_connections", default=False)
 
 
 def is_used() -> bool:
@@ -23,77 +29,89 @@ def is_used() -> bool:
     return settings is not None and bool(settings.configured)
 
 
+@contextlib.contextmanager
+def of_this_thread() -> Iterator[None]:
+    """Take the connections of the present thread for the consumer's own; close all in the end.
+
+    What can't be closed is logged, here and around a call: no event is lost for it.
+    """
+    before = _is_own.set(True)
+    try:
+        yield
+    finally:
+        _is_own.reset(before)
+        if is_used():
+            close_all()
+
+
+@contextlib.contextmanager
+def around_call() -> Iterator[None]:
+    """Call a consumer, or what belongs to it, as Django does a request.
+
+    Before and after, its connections are closed that are broken or past their
+    `CONN_MAX_AGE`. Does nothing without Django, and on a thread that isn't the
+    consumer's own.
+    """
+    if not (_is_own.get() and is_used()):
+        yield
+        return
+    close_old()
+    try:
+        yield
+    finally:
+        close_old()
+
+
+@contextlib.asynccontextmanager
+async def around_async_call() -> AsyncIterator[None]:
+    """Call a coroutine as Django does an asynchronous request.
+
+    The asynchronous ORM has a thread of its own in this call, which ends with it,
+    and so do its connections, whatever their `CONN_MAX_AGE`: else those of calls
+    in flight at once would be the same, and the end of one the end of all. The
+    thread that asgiref shares in a process wouldn't do either: a process that is
+    forked later has its queue without it, and waits for ever.
+    """
+    if not (_is_own.get() and is_used()):
+        yield
+        return
+    from asgiref.sync import (  # noqa: PLC0415  # see above
+        SyncToAsync,
+        ThreadSensitiveContext,
+        sync_to_async,
+    )
+
+    async with ThreadSensitiveContext() as context:
+        try:
+            yield
+        finally:
+            # It has a thread only if it has used one.
+            if context in SyncToAsync.context_to_thread_executor:
+                await sync_to_async(close_all, thread_sensitive=True)()
+
+
 def close_old() -> None:
     """Close this thread's connections that are broken or past their `CONN_MAX_AGE`.
 
-    Called on the consumer's thread before and after each delivery, where
-    `is_used`. What can't be closed is logged: no delivery fails for it.
+    To be called where Django `is_used`. What can't be closed is logged.
     """
-    _close(_connections(), lambda connection: connection.close_if_unusable_or_obsolete())
+    _close(lambda connection: connection.close_if_unusable_or_obsolete())
 
 
 def close_all() -> None:
     """Close this thread's connections, however young.
 
-    Called on the consumer's thread after its teardown, where `is_used`. What
-    can't be closed is logged.
+    To be called where Django `is_used`. What can't be closed is logged.
     """
-    _close(_connections(), lambda connection: connection.close())
+    _close(lambda connection: connection.close())
 
 
-def give_own_async_thread() -> None:
-    """Give what this thread's event loop runs a thread of its own for Django's asynchronous ORM.
-
-    Called on the consumer's thread, where `is_used`, before its event loop runs
-    anything; it counts for every coroutine that is started from this thread
-    later, and the thread ends with this one.
-
-    Without it they share the one thread that asgiref keeps for the process, and
-    its connections, with every other asynchronous consumer: one that is torn
-    down would close those of the others. And a process that is forked while that
-    thread is there inherits its queue without it, and waits for ever.
-    """
-    from asgiref.sync import SyncToAsync, ThreadSensitiveContext  # noqa: PLC0415  # see above
-
-    # What `async with ThreadSensitiveContext()` does, as Django around each
-    # asynchronous request; but that holds within one coroutine only, and
-    # connections live longer. asgiref holds it weakly: it ends with this context.
-    SyncToAsync.thread_sensitive_context.set(ThreadSensitiveContext())
-
-
-async def close_old_async() -> None:
-    """Do what `close_old` does on the thread where Django's asynchronous ORM has its connections.
-
-    Called in the event loop before and after each delivery to a coroutine,
-    where `is_used`.
-    """
-    from asgiref.sync import sync_to_async  # noqa: PLC0415  # see above
-
-    await sync_to_async(close_old, thread_sensitive=True)()
-
-
-async def close_all_async() -> None:
-    """Do what `close_all` does on the thread where Django's asynchronous ORM has its connections.
-
-    Called in the event loop after the teardown, where `is_used`.
-    """
-    from asgiref.sync import sync_to_async  # noqa: PLC0415  # see above
-
-    await sync_to_async(close_all, thread_sensitive=True)()
-
-
-def _connections() -> Iterable[Any]:
-    """Return the connections that this thread has opened, one for each database."""
+def _close(close: Callable[[Any], object]) -> None:
     from django.db import connections  # noqa: PLC0415  # see above
 
-    opened: list[Any] = connections.all(initialized_only=True)
-    return opened
-
-
-def _close(connections: Iterable[Any], close: Callable[[Any], object]) -> None:
     # As django.db.close_old_connections and connections.close_all do, but the
     # error of one database doesn't keep the others open.
-    for connection in connections:
+    for connection in connections.all(initialized_only=True):
         try:
             close(connection)
         except Exception:

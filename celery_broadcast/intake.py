@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from celery_broadcast import django_connections
 from celery_broadcast.batch import Batch
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.mailbox import Mailbox
@@ -108,7 +109,8 @@ class Intake:
         while taken := self._mailbox.take(1, wait_seconds=0):
             (delivery,) = taken
             try:
-                key = partition_by(delivery.event)
+                with django_connections.around_call():
+                    key = partition_by(delivery.event)
                 with self._partitioning:
                     is_free = self._partitions.begin(key, delivery)
             except BaseException as error:

@@ -23,8 +23,6 @@ class Life:
     def __init__(self, station: Station) -> None:
         self._station = station
         self._consumer: Consumer | None = None
-        self._is_at_home = False
-        self._has_connections = False
         # Outlives a crash: whoever had the key of an event has it still.
         self._key: Hashable = NO_KEY
 
@@ -32,18 +30,8 @@ class Life:
         """Live it; return what ended it, None if it was the stop.
 
         Args:
-            deadline: when to end it all the same, by the monotonic clock. None
-                on the consumer's own thread; on another's, such as that of a
-                test, Django's connections are not the consumer's.
+            deadline: when to end it all the same, by the monotonic clock.
         """
-        self._is_at_home = deadline is None
-        try:
-            return self._live(deadline)
-        finally:
-            if self._is_at_home and django_connections.is_used():
-                django_connections.close_all()
-
-    def _live(self, deadline: float | None) -> BaseException | None:
         try:
             self.set_up()
         except BaseException as error:  # noqa: BLE001  # theirs must not end the thread
@@ -64,11 +52,10 @@ class Life:
         Raises:
             BaseException: whatever the consumer raised.
         """
-        with self._call("its setup"):
+        with self._call("its setup"), django_connections.around_call():
             consumer = self._station.subscription.make_consumer()
             consumer.setup()
         self._consumer = consumer
-        self._has_connections = self._is_at_home and django_connections.is_used()
         notices.send(notices.consumer_started, self._station.name)
 
     def step(self, wait_seconds: float | None = None) -> bool:
@@ -90,7 +77,7 @@ class Life:
             return False
         before = hands.set(self._station.hands_for(work.deliveries))
         try:
-            self._handle_with_connections(work)
+            self._handle(work)
         finally:
             hands.reset(before)
         return True
@@ -101,7 +88,7 @@ class Life:
         if consumer is None:
             return
         try:
-            with self._call("its teardown"):
+            with self._call("its teardown"), django_connections.around_call():
                 consumer.teardown()
         except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
             say_no_teardown(self._station.name, error)
@@ -135,17 +122,6 @@ class Life:
                     at_least=station.intake.at_least,
                 )
 
-    def _handle_with_connections(self, work: Work) -> None:
-        """Handle it as Django does a request: with connections that work."""
-        if not self._has_connections:
-            self._handle(work)
-            return
-        django_connections.close_old()
-        try:
-            self._handle(work)
-        finally:
-            django_connections.close_old()
-
     def _handle(self, work: Work) -> None:
         station = self._station
         if station.subscription.batch is None and not station.is_wanted(work.deliveries[0]):
@@ -169,7 +145,8 @@ class Life:
         station = self._station
         retry = station.subscription.retry
         if retry is None:
-            self._consumer.handle(argument)
+            with django_connections.around_call():
+                self._consumer.handle(argument)
         else:
             retry.call(
                 partial(self._try, argument),
@@ -179,7 +156,8 @@ class Life:
 
     def _try(self, argument: Any) -> None:
         if self._consumer is not None and not self._station.is_over.is_set():
-            self._consumer.handle(argument)
+            with django_connections.around_call():
+                self._consumer.handle(argument)
 
     def _keep_to_rate(self) -> None:
         rate_limit = self._station.rate_limit

@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from typing import Any
 
+from celery_broadcast import django_connections
 from celery_broadcast.calls import Call, Calls
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.failures import Failures, text_of
@@ -99,7 +100,8 @@ class Station:
             return True
         before = hands.set(self.hands_for((delivery,)))
         try:
-            is_wanted = bool(selector(delivery.event))
+            with django_connections.around_call():
+                is_wanted = bool(selector(delivery.event))
         except BaseException as error:
             self.fail(delivery, error)
             if not isinstance(error, Exception):

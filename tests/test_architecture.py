@@ -49,9 +49,10 @@ MAY_IMPORT = {
     "losses": {"counts", "notices", "throttle"},
     "failures": {"notices", "throttle"},
     "calls": {"notices"},
-    "intake": {"batch", "dispatcher", "mailbox", "partitions"},
+    "intake": {"batch", "dispatcher", "django_connections", "mailbox", "partitions"},
     "station": {
-        *("calls", "dispatcher", "failures", "intake", "mailbox", "rate_limit", "subscription"),
+        *("calls", "dispatcher", "django_connections", "failures", "intake", "mailbox"),
+        *("rate_limit", "subscription"),
     },
     "life": {"consumer", "django_connections", "intake", "notices", "stacks", "station"},
     "async_life": {
@@ -59,7 +60,7 @@ MAY_IMPORT = {
         "waiting",
     },
     "consumer_thread": {
-        *("counts", "life", "notices", "restarts", "station", "waiting"),
+        *("counts", "django_connections", "life", "notices", "restarts", "station", "waiting"),
     },
     "crew": {
         *("consumer_thread", "counts", "dispatcher", "mailbox", "restarts", "station"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,15 @@ from nodes.deadline import wait_until
 from recorder import Recorder, make_event, numbered, subscribe
 from test_fork import in_child
 
-from celery_broadcast import django_connections
+from celery_broadcast import django_connections, notices
+from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import ConsumerStats
 from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.events import JobEvent, JobFinished
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.retry import Retry
 
 Connections = Any  # django.db.utils.ConnectionHandler, which has no types
 
@@ -265,16 +265,16 @@ class Clerk(Consumer):
         self.used = [use(self._connections, alias) for alias in self._connections]
 
 
-def run_to_the_end(consumer: Consumer, **options: Any) -> ConsumerStats:
+def run_to_the_end(consumer: Consumer | Callable[[Any], None], **options: Any) -> ConsumerStats:
     """Have a consumer handle two events on its own thread, and end."""
     mailbox: Mailbox[Delivery] = Mailbox(size=100)
     for event in numbered(2):
         mailbox.put(Delivery(event, frozenset()))
-    thread = Crew(subscribe(consumer, "clerk", **options), mailbox)
-    thread.start()
-    thread.stop()
-    thread.finish(deadline=time.monotonic() + 10.0)
-    assert thread.has_ended()
+    crew = Crew(subscribe(consumer, "clerk", **options), mailbox)
+    crew.start()
+    crew.stop()
+    crew.finish(deadline=time.monotonic() + 10.0)
+    assert crew.has_ended()
     return mailbox.stats()
 
 
@@ -381,63 +381,182 @@ def test_a_consumer_on_anothers_thread_leaves_its_connections_alone(
     connection = use(connections)
     mailbox: Mailbox[Delivery] = Mailbox(size=100)
     mailbox.put(Delivery(make_event(JobFinished), frozenset()))
-    thread = Crew(subscribe(Recorder(), "store"), mailbox)
+    crew = Crew(subscribe(Recorder(), "store"), mailbox)
 
     with atomic():
-        thread.stop()
-        thread.finish(deadline=time.monotonic() + 10.0)  # here and now: it was never started
+        crew.stop()
+        crew.finish(deadline=time.monotonic() + 10.0)  # here and now: it was never started
 
         assert mailbox.stats().handled == 1
         assert is_open(connection)
         assert not connection.needs_rollback
 
 
-def as_consumer(call: Callable[[], Any]) -> Any:
-    """Run it on a new thread that has an own one for the asynchronous ORM."""
+def test_a_try_after_a_broken_connection_has_a_new_one(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_connections(connections)
+    tried: list[bool] = []
 
-    def run() -> Any:
-        django_connections.give_own_async_thread()
-        return call()
+    class TriesAgain(Recorder):
+        def handle(self, event: JobEvent) -> None:
+            connection = connections["default"]
+            tried.append(is_open(connection))
+            use(connections)
+            if len(tried) == 1:
+                connection.errors_occurred = True
+                monkeypatch.setattr(connection, "is_usable", lambda: False)
+                raise OSError("the server has gone")
 
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(run).result(timeout=10)
+    assert run_to_the_end(TriesAgain(), retry=Retry(attempts=2)).handled == 2
+    assert tried == [False, False, True]
 
 
-def test_a_coroutines_connections_are_closed_on_the_thread_where_they_are(
+def test_a_selector_leaves_no_connection_to_a_batch(connections: Connections) -> None:
+    used: list[Any] = []
+
+    def connects(event: JobEvent) -> bool:
+        assert not any(is_open(connection) for connection in used)
+        used.append(use(connections))
+        return True
+
+    def handle(events: list[JobEvent]) -> None:
+        assert events == numbered(2)
+        assert not any(is_open(connection) for connection in used)
+
+    assert run_to_the_end(handle, selector=connects, batch=Batch(max_events=2)).handled == 2
+
+
+def test_what_partition_by_connects_is_closed_even_if_it_raises(connections: Connections) -> None:
+    used: list[Any] = []
+    were_open: list[bool] = []
+
+    def connects(event: JobEvent) -> str:
+        were_open.append(any(is_open(connection) for connection in used))
+        used.append(use(connections))
+        raise OSError("no")
+
+    assert run_to_the_end(Recorder(), partition_by=connects, concurrency=2).failed == 2
+    assert were_open == [False, False]
+    assert not any(is_open(connection) for connection in used)
+
+
+def test_a_setup_leaves_no_connection_to_the_wait_for_the_first_event(
     connections: Connections,
 ) -> None:
-    async def delivery() -> tuple[bool, bool]:
-        keep_connections(connections)
-        connection = await sync_to_async(use)(connections)
-        await django_connections.close_old_async()
-        stayed = is_open(connection)
-        await django_connections.close_all_async()
-        return stayed, is_open(connection)
+    clerk = Clerk(connections)
+    after_setup: list[bool] = []
 
-    assert as_consumer(lambda: asyncio.run(delivery())) == (True, False)
+    def look(_: str) -> None:
+        after_setup.extend(is_open(connection) for connection in clerk.used)
+
+    with notices.consumer_started.connected_to(look):
+        run_to_the_end(clerk)
+
+    assert after_setup == [False, False]
 
 
-def test_coroutines_use_one_thread_in_all_their_deliveries_and_no_other_consumer_does(
+def test_a_connection_that_has_grown_too_old_is_not_there_in_the_teardown(
     connections: Connections,
 ) -> None:
-    async def thread() -> int:
-        return await sync_to_async(threading.get_ident)()
+    keep_connections(connections)
+    clerk = Clerk(connections)
+    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox.put(Delivery(make_event(JobFinished), frozenset()))
+    crew = Crew(subscribe(clerk, "clerk"), mailbox)
+    crew.start()
+    wait_until(lambda: mailbox.stats().handled)
 
-    def two_deliveries() -> tuple[int, int]:
-        return asyncio.run(thread()), asyncio.run(thread())
+    for connection in clerk.used:
+        connection.close_at = 0.0
+    crew.stop()
+    crew.finish(deadline=time.monotonic() + 10.0)
 
-    with ThreadPoolExecutor(max_workers=1) as first, ThreadPoolExecutor(max_workers=1) as second:
-        for consumer in (first, second):
-            consumer.submit(django_connections.give_own_async_thread).result(timeout=10)
-        ones = first.submit(two_deliveries).result(timeout=10)
-        others = second.submit(two_deliveries).result(timeout=10)
-
-    assert ones[0] == ones[1]
-    assert others[0] == others[1]
-    assert ones[0] != others[0]
+    assert clerk.open == [("setup", False), ("handle", True), ("teardown", False)]
 
 
-def test_in_a_forked_child_coroutines_do_not_wait_for_the_parents_thread(
+class AsyncClerk(Consumer):
+    """Uses a database for all that it does, as Django's asynchronous ORM does it."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.used: list[Any] = []
+        self.threads: list[threading.Thread] = []
+        self._connections = connections
+
+    async def setup(self) -> None:
+        await self._use()
+
+    async def handle(self, event: JobEvent) -> None:
+        await self._use()
+
+    async def teardown(self) -> None:
+        await self._use()
+
+    async def _use(self) -> None:
+        connection = await sync_to_async(use)(self._connections)
+        assert is_open(connection)
+        self.used.append(connection)
+        self.threads.append(await sync_to_async(threading.current_thread)())
+
+
+def test_each_call_of_a_coroutine_has_a_thread_of_its_own_for_the_orm_and_leaves_nothing(
+    connections: Connections,
+) -> None:
+    keep_connections(connections)
+    clerk = AsyncClerk(connections)
+
+    assert run_to_the_end(clerk).handled == 2
+
+    assert len(set(clerk.threads)) == len(clerk.used) == 4
+    assert not any(is_open(connection) for connection in clerk.used)
+    assert not any(thread.is_alive() for thread in clerk.threads)
+
+
+def test_the_end_of_a_coroutines_call_leaves_the_connections_of_the_others(
+    connections: Connections,
+) -> None:
+    is_connected, other_is_over = asyncio.Event(), asyncio.Event()
+
+    class Two(Consumer):
+        async def handle(self, event: JobEvent) -> None:
+            if event.task_id == "0":
+                connection = await sync_to_async(use)(connections)
+                is_connected.set()
+                await other_is_over.wait()
+                assert is_open(connection)
+            else:
+                await is_connected.wait()
+                await sync_to_async(use)(connections)
+                asyncio.get_running_loop().call_later(0.05, other_is_over.set)
+
+    assert run_to_the_end(Two(), concurrency=2).handled == 2
+
+
+def test_a_coroutine_that_raises_leaves_no_connection(connections: Connections) -> None:
+    class Raises(AsyncClerk):
+        async def handle(self, event: JobEvent) -> None:
+            await super().handle(event)
+            raise OSError("no")
+
+    clerk = Raises(connections)
+
+    assert run_to_the_end(clerk).failed == 2
+    assert not any(is_open(connection) for connection in clerk.used)
+
+
+def test_a_coroutine_that_does_not_use_a_database_gets_no_thread_for_it(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Waits(Consumer):
+        async def handle(self, event: JobEvent) -> None:
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("asgiref.sync.ThreadPoolExecutor", None)
+
+    assert run_to_the_end(Waits()).handled == 2
+
+
+def test_in_a_forked_child_a_coroutine_does_not_wait_for_the_parents_thread(
     connections: Connections,
 ) -> None:
     async def pid() -> int:
@@ -445,20 +564,9 @@ def test_in_a_forked_child_coroutines_do_not_wait_for_the_parents_thread(
 
     def child() -> Any:
         signal.alarm(10)  # rather than to wait for ever
-        return as_consumer(lambda: asyncio.run(pid()))
+        clerk = AsyncClerk(connections)
+        return run_to_the_end(clerk).handled
 
     asyncio.run(pid())  # on the one thread that is shared, and isn't forked
 
-    assert in_child(child) != os.getpid()
-
-
-def test_the_thread_of_a_consumers_coroutines_ends_with_the_consumers_own(
-    connections: Connections,
-) -> None:
-    async def thread() -> threading.Thread:
-        return await sync_to_async(threading.current_thread)()
-
-    used = as_consumer(lambda: asyncio.run(thread()))
-
-    gc.collect()  # the event loop holds it in a circle
-    wait_until(lambda: not used.is_alive())
+    assert in_child(child) == 2
