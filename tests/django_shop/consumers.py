@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from django.db import connection
 
@@ -20,4 +21,20 @@ def store(event: JobEnded) -> None:
     if event.task_name.endswith("slowly"):
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_sleep(60)")
-    Ended.objects.create(task_id=event.task_id, state=event.state, pid=os.getpid())
+    Ended.objects.create(**columns("store", event))
+
+
+@on_job_event(JobEnded, concurrency=4)
+async def store_async(event: JobEnded) -> None:
+    """Write a row, while up to three others are written."""
+    await Ended.objects.acreate(**columns("store_async", event))
+
+
+def columns(consumer: str, event: JobEnded) -> dict[str, Any]:
+    """Return what a row tells."""
+    return {
+        "consumer": consumer,
+        "task_id": event.task_id,
+        "state": event.state,
+        "pid": os.getpid(),
+    }
