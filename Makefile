@@ -20,7 +20,7 @@ test: test-fast
 
 # In an order of its own each time; the seed it prints repeats it.
 test-fast: $(VENV)/with-test
-	$(VENV)/bin/python -m pytest -m "not worker"
+	$(VENV)/bin/python -m pytest -m "not worker" --numprocesses auto
 
 # Each of Celery's unit tests must end the same way with the broadcast on as without it.
 celery-tests: $(VENV)/with-dev
