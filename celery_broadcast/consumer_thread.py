@@ -106,9 +106,10 @@ class ConsumerThread:
             return
         lost = station.abandon(GAVE_UP)
         logger.critical(
-            "consumer %r gave up, it crashed too often (%s). %d events that waited are dropped, "
+            "consumer %r gave up, it crashed%s (%s). %d events that waited are dropped, "
             "and so is what comes until this process restarts",
             station.name,
+            "" if station.subscription.restart.kind == "temporary" else " too often",
             type(crash).__name__,
             lost,
         )
