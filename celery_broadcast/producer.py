@@ -402,7 +402,7 @@ class Producer:
             name = subscription.name
             if name in self._consumers:
                 continue
-            crew = subscription.reader or Crew(subscription, self.mailbox_for(subscription))
+            crew = self._new_crew(subscription)
             crew.start()
             self._losses.setdefault(name, Losses(name))
             self._consumers[name] = crew
@@ -410,6 +410,11 @@ class Producer:
         known = [crew.subscription for crew in self._consumers.values()]
         self._are_batches_asked_for = any(each.batch is not None for each in known)
         self._is_any_watched = any(each.stuck_after is not None for each in known)
+
+    def _new_crew(self, subscription: Subscription) -> Crew | Reader:
+        if isinstance(subscription.reader, Reader):
+            return subscription.reader
+        return Crew(subscription, self.mailbox_for(subscription))
 
     def _let_go_of_cancelled(self) -> None:
         """Send nothing more to cancelled consumers, and to those declared anew since."""

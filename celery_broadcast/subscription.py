@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery_broadcast import fork
 from celery_broadcast.batch import Batch
@@ -16,10 +16,7 @@ from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.restarts import Restart
 from celery_broadcast.retry import Retry
 from celery_broadcast.selection import Selection
-from celery_broadcast.switch import Switch
-
-if TYPE_CHECKING:
-    from celery_broadcast.reader import Reader
+from celery_broadcast.switch import Live, Switch
 
 #: Stands for "as `broadcast_mailbox_size` says", since None means no bound.
 FROM_SETTINGS = -1
@@ -70,7 +67,7 @@ class Subscription:
     declared_at: str = ""
     code: CodeType | None = None
     is_at_run_time: bool = False
-    reader: Reader | None = None
+    reader: Live | None = None
     switch: Switch = field(default_factory=Switch, repr=False)
 
     def pause(self) -> None:

@@ -102,7 +102,6 @@ MAY_IMPORT = {
 #: Loaded only once the flag is known to be on, so they are imported in functions.
 LOADED_WHEN_ON = {
     "streams": {"declaration", "producer"},
-    "subscription": {"reader"},
     "consumer_thread": {"async_life"},
     "installation": {"bridge", "events", "greenlets", "muting", "producer", "subscription"},
     "pytest_plugin": {"testing"},
