@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ class Intake:
         self._partition_by = partition_by
         self._is_wanted = is_wanted
         self._fail = fail
+        self._to_ask: deque[Delivery] = deque()  # taken, not known to be wanted
         self._collected: list[Delivery] = []
         self._partitions: Partitions[Delivery] = Partitions()
         self._partitioning = threading.Lock()
@@ -90,10 +92,14 @@ class Intake:
     def _collect(self, batch: Batch) -> Work | None:
         """Collect a batch until it is full, or the first event in it has waited for so long."""
         while room := batch.max_events - len(self._collected):
-            taken = self._mailbox.take(room, wait_seconds=0)
-            if not taken:
+            if not self._to_ask:  # else a selector has exited among them
+                self._to_ask.extend(self._mailbox.take(room, wait_seconds=0))
+            if not self._to_ask:
                 break
-            self._collected += filter(self._is_wanted, taken)
+            while self._to_ask:
+                delivery = self._to_ask.popleft()
+                if self._is_wanted(delivery):
+                    self._collected.append(delivery)
         self.at_least, self.due_at = room or 1, None
         if not self._collected:
             self.at_least = 1
