@@ -84,7 +84,8 @@ class Crew:
 
     def has_ended(self) -> bool:
         """Tell whether the consumer is done with everything."""
-        are_over = all(thread.has_ended for thread in self._threads if thread.has_started)
+        started = [thread for thread in self._threads if thread.has_started]
+        are_over = bool(started) and all(thread.has_ended for thread in started)
         return are_over or not self.mailbox.stats().pending
 
     def is_in_these_hands(self) -> bool:
