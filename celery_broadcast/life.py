@@ -128,11 +128,7 @@ class Life:
             return
         argument = station.argument(work.deliveries)
         try:
-            self._keep_to_rate()
-            if station.is_over.is_set():
-                return
-            with self._call(argument):
-                self._call_consumer(argument)
+            self._call_consumer(argument)
         except BaseException as error:
             station.settle_failed(work, error)
             if not isinstance(error, Exception):
@@ -141,12 +137,10 @@ class Life:
             station.mailbox.settle(handled=len(work.deliveries))
 
     def _call_consumer(self, argument: Any) -> None:
-        assert self._consumer is not None  # noqa: S101  # steps come after set_up
         station = self._station
         retry = station.subscription.retry
         if retry is None:
-            with django_connections.around_call():
-                self._consumer.handle(argument)
+            self._try(argument)
         else:
             retry.call(
                 partial(self._try, argument),
@@ -155,9 +149,12 @@ class Life:
             )
 
     def _try(self, argument: Any) -> None:
-        if self._consumer is not None and not self._station.is_over.is_set():
-            with django_connections.around_call():
-                self._consumer.handle(argument)
+        assert self._consumer is not None  # noqa: S101  # steps come after set_up
+        self._keep_to_rate()
+        if self._station.is_over.is_set():
+            return  # and all is counted as dropped
+        with self._call(argument), django_connections.around_call():
+            self._consumer.handle(argument)
 
     def _keep_to_rate(self) -> None:
         rate_limit = self._station.rate_limit
