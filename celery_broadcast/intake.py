@@ -35,7 +35,7 @@ class Work(msgspec.Struct):
 class Intake:
     """Takes from the mailbox, for all threads of one consumer; never waits.
 
-    `poll` is for one thread at a time, `next_of` for any.
+    `poll` is for one thread at a time, the others are for any.
 
     Args:
         mailbox: where the events are.
@@ -88,6 +88,14 @@ class Intake:
             return None
         self._mailbox.put_aside(-1)
         return Work([delivery], key)
+
+    def discard(self, reason: str) -> int:
+        """Drop what waits behind keys; return how many events that were. On any thread."""
+        with self._partitioning:
+            count = self._partitions.waiting
+            self._partitions.clear()
+        self._mailbox.drop_aside(count, reason)
+        return count
 
     def _collect(self, batch: Batch) -> Work | None:
         """Collect a batch until it is full, or the first event in it has waited for so long."""

@@ -144,6 +144,14 @@ class Mailbox(Generic[T]):
         with self._changed:
             self._aside += count
 
+    def drop_aside(self, count: int, reason: str) -> None:
+        """Drop events that were put aside; after `abandon` it changes nothing, as `settle`."""
+        with self._changed:
+            self._aside -= count
+            if self._in_hand:
+                self._in_hand -= count
+                self._counts.drop(count, reason)
+
     def settle(self, *, handled: int = 0, declined: int = 0, failed: int = 0) -> None:
         """Count what became of events that were taken; `declined` ones are handled too.
 

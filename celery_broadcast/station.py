@@ -61,7 +61,7 @@ class Station:
         Returns:
             How many events that waited are dropped.
         """
-        left = self.mailbox.discard(reason)
+        left = self.mailbox.discard(reason) + self.intake.discard(reason)
         self._turn(self.stop_requested)
         return left
 
