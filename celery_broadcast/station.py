@@ -78,8 +78,9 @@ class Station:
 
     def _turn(self, event: threading.Event) -> None:
         event.set()
-        if self.on_turn is not None:
-            self.on_turn()
+        on_turn = self.on_turn  # its owner may take it away just now
+        if on_turn is not None:
+            on_turn()
 
     # Around a call, on the consumer's threads.
 
