@@ -23,6 +23,10 @@ class Life:
     def __init__(self, station: Station) -> None:
         self._station = station
         self._consumer: Consumer | None = None
+        subscription = station.subscription
+        self._selects = subscription.selector is not None and subscription.batch is None
+        # Whether there is nothing to be done but to call it: so it is nearly always.
+        self._is_plain = False
         # Outlives a crash: whoever had the key of an event has it still.
         self._key: Hashable = NO_KEY
 
@@ -56,6 +60,7 @@ class Life:
             consumer = self._station.subscription.make_consumer()
             consumer.setup()
         self._consumer = consumer
+        self._is_plain = self._station.is_plain() and not django_connections.is_used()
         notices.send(notices.consumer_started, self._station.name)
 
     def step(self, wait_seconds: float | None = None) -> bool:
@@ -75,7 +80,11 @@ class Life:
         work = self._next(wait_seconds)
         if work is None or self._station.is_over.is_set():
             return False
-        before = hands.set(self._station.hands_for(work.deliveries))
+        deliveries = work.deliveries
+        if len(deliveries) == 1 and not deliveries[0].origin:  # then they are as ever
+            self._handle(work)
+            return True
+        before = hands.set(self._station.hands_for(deliveries))
         try:
             self._handle(work)
         finally:
@@ -94,47 +103,45 @@ class Life:
             say_no_teardown(self._station.name, error)
 
     def _next(self, wait_seconds: float | None) -> Work | None:
-        station = self._station
-        key, self._key = self._key, NO_KEY
-        work = station.intake.next_of(key) or self._take(wait_seconds)
+        work = None
+        if self._key is not NO_KEY:
+            key, self._key = self._key, NO_KEY
+            work = self._station.intake.next_of(key)
+        if work is None:
+            work = self._take(wait_seconds)
         if work is not None:
             self._key = work.key
         return work
 
     def _take(self, wait_seconds: float | None) -> Work | None:
-        station = self._station
+        intake, mailbox = self._station.intake, self._station.mailbox
         until = None if wait_seconds is None else time.monotonic() + wait_seconds
-        with station.taking:
-            while True:
-                is_last_look = station.mailbox.is_closed
-                work = station.intake.poll()
-                if work is not None or is_last_look:
-                    return work
+        with self._station.taking:
+            while (work := intake.poll()) is None:
+                if mailbox.is_closed:
+                    return intake.poll()  # what came just before
                 now = time.monotonic()
                 if until is not None and now >= until:
                     return None
-                soonest = min(
-                    (due for due in (until, station.intake.due_at) if due is not None),
-                    default=None,
-                )
-                station.mailbox.wait(
-                    None if soonest is None else max(0.0, soonest - now),
-                    at_least=station.intake.at_least,
-                )
+                dues = [due for due in (until, intake.due_at) if due is not None]
+                mailbox.wait(max(0.0, min(dues) - now) if dues else None, at_least=intake.at_least)
+            return work
 
     def _handle(self, work: Work) -> None:
-        station = self._station
-        if station.subscription.batch is None and not station.is_wanted(work.deliveries[0]):
+        station, deliveries = self._station, work.deliveries
+        if self._selects and not station.is_wanted(deliveries[0]):
             return
-        argument = station.argument(work.deliveries)
         try:
-            self._call_consumer(argument)
+            if self._is_plain:
+                self._consumer.handle(deliveries[0].event)  # type: ignore[union-attr]
+            else:
+                self._call_consumer(station.argument(deliveries))
         except BaseException as error:
             station.settle_failed(work, error)
             if not isinstance(error, Exception):
                 raise
         else:
-            station.mailbox.settle(handled=len(work.deliveries))
+            station.mailbox.settle(handled=len(deliveries))
 
     def _call_consumer(self, argument: Any) -> None:
         station = self._station

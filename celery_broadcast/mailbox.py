@@ -45,8 +45,10 @@ class Mailbox(Generic[T]):
         self._closed_because: str | None = None
         self._at_least = 1  # so many events are worth waking whoever waits
         self._to_call: Callable[[], None] | None = None
+        self._lock = self._counts.lock
         # Made through the module, so that it is the patched one under gevent.
-        self._changed = threading.Condition(self._counts.lock)
+        self._changed = threading.Condition(self._lock)
+        self._waiters = 0
 
     @property
     def is_closed(self) -> bool:
@@ -63,7 +65,7 @@ class Mailbox(Generic[T]):
             counted.
         """
         dropped = None  # outlives the lock: what its finalizers do is their own affair
-        with self._changed:
+        with self._lock:
             self._counts.offer()
             if self._closed_because is not None:
                 self._counts.drop(1, self._closed_because)
@@ -82,7 +84,7 @@ class Mailbox(Generic[T]):
 
     def refuse(self, count: int, reason: str) -> None:
         """Count events that were meant for this mailbox and were dropped on the way."""
-        with self._changed:
+        with self._lock:
             self._counts.offer(count)
             self._counts.drop(count, reason)
 
@@ -98,10 +100,16 @@ class Mailbox(Generic[T]):
         """
         if wait_seconds != 0:
             self.wait(wait_seconds)
-        with self._changed:
+        with self._lock:
             if self._switch.is_paused and self._closed_because is None:
                 return []
-            taken = [self._waiting.popleft() for _ in range(min(demand, len(self._waiting)))]
+            waiting = self._waiting
+            if demand == 1:  # by far the most
+                if not waiting:
+                    return []
+                self._in_hand += 1
+                return [waiting.popleft()]
+            taken = [waiting.popleft() for _ in range(min(demand, len(waiting)))]
             self._in_hand += len(taken)
             return taken
 
@@ -112,17 +120,22 @@ class Mailbox(Generic[T]):
             wait_seconds: how long at most; None is without a limit.
             at_least: how many events are worth it; a full mailbox always is.
         """
-        with self._changed:
+        with self._lock:
             self._await(at_least)
-            if not self._is_ready():
+            if self._is_ready():
+                return
+            self._waiters += 1
+            try:
                 self._changed.wait_for(self._is_ready, wait_seconds)
+            finally:
+                self._waiters -= 1
 
     def call_when_ready(self, function: Callable[[], None], *, at_least: int = 1) -> None:
         """Call `function` once, as soon as `take` would give something without waiting.
 
         Now, or later on whatever thread makes it so, which must not be kept.
         """
-        with self._changed:
+        with self._lock:
             self._await(at_least)
             if not self._is_ready():
                 self._to_call = function
@@ -131,7 +144,7 @@ class Mailbox(Generic[T]):
 
     def wake(self) -> None:
         """Have whoever waits look again: the switch was turned."""
-        with self._changed:
+        with self._lock:
             if self._is_ready():
                 self._ring()
 
@@ -141,12 +154,12 @@ class Mailbox(Generic[T]):
         Args:
             count: how many more, or, below zero, how many fewer.
         """
-        with self._changed:
+        with self._lock:
             self._aside += count
 
     def drop_aside(self, count: int, reason: str) -> None:
         """Drop events that were put aside; after `abandon` it changes nothing, as `settle`."""
-        with self._changed:
+        with self._lock:
             self._aside -= count
             if self._in_hand:
                 self._in_hand -= count
@@ -157,7 +170,7 @@ class Mailbox(Generic[T]):
 
         After `abandon` it changes nothing: those events are counted as dropped.
         """
-        with self._changed:
+        with self._lock:
             if not self._in_hand:
                 return
             self._in_hand -= handled + declined + failed
@@ -168,7 +181,7 @@ class Mailbox(Generic[T]):
 
         What waits can still be taken, also while the switch is paused.
         """
-        with self._changed:
+        with self._lock:
             if self._closed_because is None:
                 self._closed_because = reason
             self._ring(all_of_them=True)
@@ -179,7 +192,7 @@ class Mailbox(Generic[T]):
         Returns:
             How many events were dropped.
         """
-        with self._changed:
+        with self._lock:
             dropped = self._discard(reason)
             left = len(dropped)
         del dropped  # as in `put`
@@ -191,7 +204,7 @@ class Mailbox(Generic[T]):
         Returns:
             How many events were dropped.
         """
-        with self._changed:
+        with self._lock:
             in_hand, self._in_hand = self._in_hand, 0
             self._counts.drop(in_hand, reason)
             dropped = self._discard(reason)
@@ -201,7 +214,7 @@ class Mailbox(Generic[T]):
 
     def stats(self) -> ConsumerStats:
         """Return the numbers of this moment."""
-        with self._changed:
+        with self._lock:
             return self._counts.stats(pending=len(self._waiting) + self._in_hand)
 
     # With the lock held.
@@ -224,10 +237,8 @@ class Mailbox(Generic[T]):
 
     def _ring(self, *, all_of_them: bool = False) -> None:
         """Wake whoever waits."""
-        if all_of_them:
-            self._changed.notify_all()
-        else:
-            self._changed.notify()
-        function, self._to_call = self._to_call, None
-        if function is not None:
+        if self._waiters:
+            self._changed.notify(self._waiters if all_of_them else 1)
+        if self._to_call is not None:
+            function, self._to_call = self._to_call, None
             function()

@@ -50,6 +50,11 @@ class Station:
         limit = subscription.stuck_after
         self.calls: Calls | None = None if limit is None else Calls(self.name, limit)
 
+    def is_plain(self) -> bool:
+        """Tell whether a call is about one event, and there is nothing else to it."""
+        asked = self.subscription
+        return not (asked.batch or asked.retry or asked.rate_limit or asked.stuck_after)
+
     def stop(self) -> None:
         """Ask for the end, once all that waits is handled; return at once."""
         self.mailbox.close()
