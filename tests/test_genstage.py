@@ -1,0 +1,220 @@
+"""What GenStage's own tests assert, where no other test here does, and the page of them all."""
+
+from __future__ import annotations
+
+import ast
+import re
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from recorder import Recorder, make_event, numbered, subscribe
+
+from celery_broadcast import notices
+from celery_broadcast.dispatcher import Delivery, Dispatcher
+from celery_broadcast.events import JobEvent, JobFinished
+from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.producer import Producer
+
+MakeProducer = Callable[..., Producer]
+
+NOBODY: frozenset[str] = frozenset()
+
+
+def test_what_one_consumer_has_not_asked_for_waits_for_it_alone() -> None:
+    dispatcher = Dispatcher()
+    slow, quick = Mailbox[Delivery](size=10), Mailbox[Delivery](size=10)
+    dispatcher.add(subscribe(print, "slow"), slow)
+    dispatcher.add(subscribe(print, "quick"), quick)
+    deliveries = [Delivery(event, NOBODY) for event in numbered(4)]
+
+    for delivery in deliveries[:2]:
+        dispatcher.dispatch(delivery)
+    assert slow.take(demand=1, wait_seconds=0) == deliveries[:1]
+    assert quick.take(demand=10, wait_seconds=0) == deliveries[:2]
+
+    for delivery in deliveries[2:]:
+        dispatcher.dispatch(delivery)
+    assert quick.take(demand=10, wait_seconds=0) == deliveries[2:]
+    assert slow.take(demand=10, wait_seconds=0) == deliveries[1:]
+
+
+def test_each_selector_gives_its_own_consumer_what_it_wants(make_producer: MakeProducer) -> None:
+    wide, narrow = Recorder(), Recorder()
+    producer = make_producer(
+        subscribe(wide, "wide", selector=lambda event: event.task_id.startswith("pre")),
+        subscribe(narrow, "narrow", selector=lambda event: event.task_id.startswith("prefix")),
+    )
+
+    for task_id in ("prefix-1", "other", "pre-1", "prefix-2"):
+        producer.notify(make_event(JobFinished, task_id=task_id))
+    producer.drain()
+
+    assert wide.task_ids == ["prefix-1", "pre-1", "prefix-2"]
+    assert narrow.task_ids == ["prefix-1", "prefix-2"]
+    assert {name: stats.declined for name, stats in producer.stats().items()} == {
+        "wide": 1,
+        "narrow": 2,
+    }
+
+
+def test_a_take_gives_what_is_there_and_does_not_wait_for_the_rest() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    taken: list[int] = []
+    for number in (1, 2):
+        mailbox.put(number)
+
+    taker = threading.Thread(target=lambda: taken.extend(mailbox.take(demand=5)))
+    taker.start()
+    taker.join(10)
+
+    mailbox.close()  # or a taker that waits would outlive the test
+    assert taken == [1, 2]
+
+
+def test_takers_of_one_mailbox_share_its_events_and_get_none_twice() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=None)
+    shares: list[list[int]] = [[], [], []]
+
+    def take_all(share: list[int]) -> None:
+        while taken := mailbox.take(demand=3):
+            share.extend(taken)
+
+    takers = [threading.Thread(target=take_all, args=(share,), daemon=True) for share in shares]
+    for taker in takers:
+        taker.start()
+    for number in range(1_000):
+        mailbox.put(number)
+    mailbox.close()
+    for taker in takers:
+        taker.join(10)
+
+    assert sorted(chain.from_iterable(shares)) == list(range(1_000))
+    assert all(share == sorted(share) for share in shares)
+
+
+class SlowToSetUp(Recorder):
+    """Isn't ready until it is allowed to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = threading.Event()
+        self.allowed = threading.Event()
+
+    def setup(self) -> None:
+        self.began.set()
+        self.allowed.wait(10.0)
+        super().setup()
+
+    def handle(self, event: JobEvent) -> None:
+        self.lives.append(f"event {event.task_id}")
+        super().handle(event)
+
+
+def test_setup_is_over_before_the_first_event(make_producer: MakeProducer) -> None:
+    consumer = SlowToSetUp()
+    producer = make_producer(subscribe(consumer, "store"))
+
+    producer.notify(make_event(JobFinished, task_id="1"))
+    assert consumer.began.wait(10.0)
+    consumer.allowed.set()
+    producer.drain()
+
+    assert consumer.lives == ["setup", "event 1", "teardown"]
+
+
+def test_a_consumer_that_is_ready_late_gets_what_was_published_before(
+    make_producer: MakeProducer,
+) -> None:
+    late, ready = SlowToSetUp(), Recorder()
+    producer = make_producer(subscribe(late, "late"), subscribe(ready, "ready"))
+    events = numbered(5)
+
+    for event in events:
+        producer.notify(event)
+    ready.wait_for(5)
+    assert late.events == []
+    late.allowed.set()
+    producer.drain()
+
+    assert late.events == events
+
+
+def test_whoever_listens_hears_of_a_consumers_start_and_end(make_producer: MakeProducer) -> None:
+    heard: list[str] = []
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+
+    def hear(what: str, consumer: str) -> None:
+        heard.append(f"{consumer} {what} after {len(recorder.events)} events")
+
+    with ExitStack() as listening:
+        for what, notice in (
+            ("started", notices.consumer_started),
+            ("stopped", notices.consumer_stopped),
+        ):
+            listening.enter_context(notice.connected_to(partial(hear, what)))
+        for event in numbered(3):
+            producer.notify(event)
+        producer.drain()
+
+    assert heard == ["store started after 0 events", "store stopped after 3 events"]
+
+
+TESTS = Path(__file__).parent
+PAGE = (TESTS.parent / "docs" / "genstage.md").read_text()
+BEHAVIOURS = [
+    tuple(cell.strip() for cell in line.split("|")[1:-1])
+    for line in PAGE.partition("\n## Broadcast")[2].splitlines()
+    if line.startswith("| ") and line != "| In GenStage | Here |"
+]
+NAMED_TEST = re.compile(r"`([a-z_/]+\.py)::(test_\w+)`")
+
+
+def names_of_tests(file: str) -> set[str]:
+    """Return the names of the tests in a file; a state machine's is assigned."""
+    names: set[str] = set()
+    for node in ast.parse((TESTS / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in names if name.startswith("test_")}
+
+
+def test_the_page_has_every_file_of_genstages_tests_that_it_is_about() -> None:
+    files = re.findall(r"^`(\w+\.exs)`$", PAGE, flags=re.MULTILINE)
+
+    assert set(files) == {
+        "broadcast_dispatcher_test.exs",
+        "buffer_test.exs",
+        "demand_dispatcher_test.exs",
+        "partition_dispatcher_test.exs",
+        "gen_stage_test.exs",
+        "consumer_supervisor_test.exs",
+    }
+    assert len(BEHAVIOURS) > 90
+
+
+@pytest.mark.parametrize("row", BEHAVIOURS, ids=lambda row: row[0][:60])
+def test_each_row_of_the_page_has_a_test_or_a_reason(row: tuple[str, ...]) -> None:
+    behaviour, ours = row
+    reason = re.match(r"(Different|Nothing alike|Not yet): .{10}", ours)
+
+    assert behaviour
+    assert reason or NAMED_TEST.search(ours)
+
+
+def test_each_test_that_the_page_names_exists() -> None:
+    for file, name in NAMED_TEST.findall(PAGE):
+        assert name in names_of_tests(file), f"{file}::{name}"
+    assert PAGE.count(".py::") == len(NAMED_TEST.findall(PAGE))
+
+
+def test_each_behaviour_that_is_tested_here_is_on_the_page() -> None:
+    for name in names_of_tests("test_genstage.py"):
+        assert "_page" in name or f"`test_genstage.py::{name}`" in PAGE, name
