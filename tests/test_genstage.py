@@ -19,6 +19,7 @@ from celery_broadcast.dispatcher import Delivery, Dispatcher
 from celery_broadcast.events import JobEvent, JobFinished
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.producer import Producer
+from celery_broadcast.selection import Selection
 
 MakeProducer = Callable[..., Producer]
 
@@ -28,8 +29,8 @@ NOBODY: frozenset[str] = frozenset()
 def test_what_one_consumer_has_not_asked_for_waits_for_it_alone() -> None:
     dispatcher = Dispatcher()
     slow, quick = Mailbox[Delivery](size=10), Mailbox[Delivery](size=10)
-    dispatcher.add(subscribe(print, "slow"), slow)
-    dispatcher.add(subscribe(print, "quick"), quick)
+    dispatcher.add("slow", Selection(), slow)
+    dispatcher.add("quick", Selection(), quick)
     deliveries = [Delivery(event, NOBODY) for event in numbered(4)]
 
     for delivery in deliveries[:2]:
