@@ -122,7 +122,7 @@ class Producer:
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
         self._losses: dict[str, Losses] = {}
-        self._stopping: dict[str, Crew | Reader] = {}
+        self._stopping: tuple[Crew | Reader, ...] = ()
         self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
         self._forget_consumers()
 
@@ -217,7 +217,7 @@ class Producer:
                 self._closed = True
             return self._drain_all(deadline)
         finally:
-            self._stopping = {}
+            self._stopping = ()
             self._draining.release()
             if self._thread is None and not self._inbox.empty():  # published while this waited
                 self._start()
@@ -316,9 +316,9 @@ class Producer:
                 logger.exception("broadcast can't deliver %s; it is lost", what)
             del item  # or the last event of the process, and its result, would live on
         self._count_refused()
-        self._stopping = {**{crew.name: crew for crew in self._leaving}, **self._consumers}
+        self._stopping = (*self._leaving, *self._consumers.values())
         self._forget_consumers()
-        for consumer in self._stopping.values():
+        for consumer in self._stopping:
             consumer.stop()
         item.reached.set()
 
@@ -493,14 +493,15 @@ class Producer:
         grace = started + _GRACE_SECONDS
         if not wait_until_set(request.reached, max(deadline, grace)):
             left += self._drop_inbox(request)
-        consumers = {**self._consumers, **self._stopping}
+        # While the thread goes on all the same, they are still its own.
+        consumers = (*self._leaving, *self._consumers.values(), *self._stopping)
         try:
-            for consumer in consumers.values():
+            for consumer in consumers:
                 consumer.finish(deadline)
         finally:  # Ctrl-C too
-            for name, consumer in consumers.items():
+            for consumer in consumers:
                 if not consumer.has_ended():
-                    left[name] += consumer.abandon(DRAIN_TIMEOUT)
+                    left[consumer.name] += consumer.abandon(DRAIN_TIMEOUT)
         drained = Drained(handled=self._handled() - handled_before, left=left.total())
         self._say_drained(drained, left, time.monotonic() - started)
         return drained
