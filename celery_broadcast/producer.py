@@ -400,7 +400,7 @@ class Producer:
         self._let_go_of_cancelled()
         for subscription in self._known:
             name = subscription.name
-            if name in self._consumers:
+            if name in self._consumers or subscription.switch.is_cancelled:
                 continue
             crew = self._new_crew(subscription)
             crew.start()

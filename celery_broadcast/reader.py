@@ -56,8 +56,8 @@ class Reader:
 
     def close(self) -> None:
         """Read no more."""
+        self.subscription.switch.cancel()  # first, as every cancel
         registry.remove(self.subscription)
-        self.subscription.switch.cancel()
         self._closed.set()
 
     # For the producer, and for a drain.

@@ -95,8 +95,9 @@ class Subscription:
         Returns:
             Whether the consumer is done.
         """
-        registry.remove(self)
+        # In this order: who finds it gone from the registry knows why.
         self.switch.cancel()
+        registry.remove(self)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         return self.switch.wait_for_end(deadline)
 
