@@ -16,6 +16,7 @@ from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.restarts import Restart
 from celery_broadcast.retry import Retry
 from celery_broadcast.selection import Selection
+from celery_broadcast.settings import check_seconds
 from celery_broadcast.switch import Live, Switch
 
 #: Stands for "as `broadcast_mailbox_size` says", since None means no bound.
@@ -94,7 +95,12 @@ class Subscription:
 
         Returns:
             Whether the consumer is done.
+
+        Raises:
+            ConfigurationError: the timeout is no number of seconds.
         """
+        if timeout is not None:
+            timeout = check_seconds("timeout", timeout)
         # In this order: who finds it gone from the registry knows why.
         self.switch.cancel()
         registry.remove(self)

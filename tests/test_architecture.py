@@ -36,7 +36,8 @@ MAY_IMPORT = {
         *("batch", "errors", "rate_limit", "restarts", "retry", "selection", "settings"),
     },
     "subscription": {
-        *("batch", "consumer", "errors", "fork", "restarts", "retry", "selection", "switch"),
+        *("batch", "consumer", "errors", "fork", "restarts", "retry", "selection", "settings"),
+        "switch",
     },
     "declaration": {
         *("batch", "consumer", "errors", "events", "options", "restarts", "retry", "selection"),
