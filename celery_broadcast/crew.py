@@ -68,8 +68,8 @@ class Crew:
         """Look at the subscription's switch again."""
         self.mailbox.wake()
 
-    def finish(self, deadline: float) -> None:
-        """Wait for the end of the threads, after `stop` or `cancel`.
+    def finish(self, deadline: float) -> bool:
+        """Wait for the end of the threads, after `stop` or `cancel`; return whether it has come.
 
         A consumer for which there was no thread is run here and now.
 
@@ -81,9 +81,10 @@ class Crew:
             thread.wait_for_end(deadline)
         if not started and self.mailbox.stats().pending:
             self._threads[0].live_here(deadline)
+        return all(thread.has_ended for thread in started)
 
     def has_ended(self) -> bool:
-        """Tell whether the consumer is done with everything."""
+        """Tell whether the consumer is done with every event."""
         started = [thread for thread in self._threads if thread.has_started]
         are_over = bool(started) and all(thread.has_ended for thread in started)
         return are_over or not self.mailbox.stats().pending

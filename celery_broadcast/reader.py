@@ -82,10 +82,11 @@ class Reader:
         """Look at the subscription's switch again."""
         self.mailbox.wake()
 
-    def finish(self, deadline: float) -> None:
-        """Wait until all is read, unless the present thread is who reads."""
+    def finish(self, deadline: float) -> bool:
+        """Wait until all is read, unless the present thread is who reads; return as `has_ended`."""
         if not self.is_in_these_hands() and self.mailbox.stats().pending:
             wait_until_set(self._closed, deadline)
+        return self.has_ended()
 
     def has_ended(self) -> bool:
         """Tell whether all is read, or will be, by the present thread."""

@@ -16,11 +16,12 @@ class Live(Protocol):
     def cancel(self) -> None:
         """Take no more events; return at once."""
 
-    def finish(self, deadline: float) -> None:
-        """Wait for the end, after `cancel`, until a time of the monotonic clock."""
+    def finish(self, deadline: float) -> bool:
+        """Wait, after `cancel`, for all to be over until a time of the monotonic clock.
 
-    def has_ended(self) -> bool:
-        """Tell whether it is done with everything."""
+        Returns:
+            Whether it is.
+        """
 
     def is_in_these_hands(self) -> bool:
         """Tell whether the present code is a part of it."""
@@ -73,7 +74,6 @@ class Switch:
         Args:
             deadline: when to go on all the same, by the monotonic clock.
         """
-        for live in self._attached:
-            if not live.is_in_these_hands():  # it would wait for itself
-                live.finish(deadline)
-        return all(live.has_ended() for live in self._attached)
+        # In its own hands it would wait for itself.
+        ends = [not live.is_in_these_hands() and live.finish(deadline) for live in self._attached]
+        return all(ends)
