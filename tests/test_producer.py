@@ -368,6 +368,24 @@ def test_a_process_that_gets_no_thread_at_all_handles_its_events_at_the_drain(
     assert one.task_ids == other.task_ids == ["0", "1", "2"]
 
 
+def test_what_a_process_without_threads_does_not_get_done_in_time_is_counted(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = make_producer(subscribe(Recorder(), "store"))
+
+    def no_thread(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    for event in numbered(3):
+        producer.notify(event)
+    drained = producer.drain(timeout_seconds=0.0)
+
+    assert drained == Drained(handled=0, left=3)
+    assert producer.stats()["store"].dropped == {DRAIN_TIMEOUT: 3}
+
+
 def test_a_consumer_without_a_thread_gets_its_events_at_the_drain(
     make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
