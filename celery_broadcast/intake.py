@@ -92,10 +92,8 @@ class Intake:
     def discard(self, reason: str) -> int:
         """Drop what waits behind keys; return how many events that were. On any thread."""
         with self._partitioning:
-            count = self._partitions.waiting
-            self._partitions.clear()
-        self._mailbox.drop_aside(count, reason)
-        return count
+            dropped = self._partitions.clear()
+        return self._mailbox.drop_aside(len(dropped), reason)
 
     def _collect(self, batch: Batch) -> Work | None:
         """Collect a batch until it is full, or the first event in it has waited for so long."""

@@ -157,13 +157,17 @@ class Mailbox(Generic[T]):
         with self._lock:
             self._aside += count
 
-    def drop_aside(self, count: int, reason: str) -> None:
-        """Drop events that were put aside; after `abandon` it changes nothing, as `settle`."""
+    def drop_aside(self, count: int, reason: str) -> int:
+        """Drop events that were put aside; return how many are counted as dropped by it.
+
+        After `abandon` that is none: it has counted them.
+        """
         with self._lock:
             self._aside -= count
-            if self._in_hand:
-                self._in_hand -= count
-                self._counts.drop(count, reason)
+            count = min(count, self._in_hand)
+            self._in_hand -= count
+            self._counts.drop(count, reason)
+            return count
 
     def settle(self, *, handled: int = 0, declined: int = 0, failed: int = 0) -> None:
         """Count what became of events that were taken; `declined` ones are handled too.

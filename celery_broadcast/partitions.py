@@ -55,7 +55,9 @@ class Partitions(Generic[T]):
         del self._waiting[key]
         return None
 
-    def clear(self) -> None:
-        """Forget what waits. Keys in hand stay in hand until their `next_of`."""
+    def clear(self) -> list[T]:
+        """Forget what waits, and return it. Keys in hand stay in hand until their `next_of`."""
+        waiting = [item for behind in self._waiting.values() for item in behind]
         for behind in self._waiting.values():
             behind.clear()
+        return waiting

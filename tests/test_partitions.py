@@ -63,12 +63,12 @@ def test_a_key_that_is_free_takes_no_memory() -> None:
     assert not partitions._waiting
 
 
-def test_a_clear_forgets_what_waits_and_leaves_keys_in_hand() -> None:
+def test_a_clear_gives_back_what_waits_and_leaves_keys_in_hand() -> None:
     partitions: Partitions[str] = Partitions()
     partitions.begin("a", "first")
     partitions.begin("a", "second")
 
-    partitions.clear()
+    assert partitions.clear() == ["second"]
 
     assert partitions.waiting == 0
     assert not partitions.begin("a", "third")
