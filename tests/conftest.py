@@ -85,3 +85,10 @@ def broadcasting_app(app: Celery) -> Celery:
     celery_broadcast.install(app)
     assert app.conf.broadcast_enabled  # this is what makes Celery read the configuration
     return app
+
+
+@pytest.fixture
+def broadcast_is_on() -> Iterator[None]:
+    """Have a broadcast without an app, which takes what the test publishes; drained after it."""
+    with celery_broadcast.broadcasting():
+        yield

@@ -79,6 +79,20 @@ class Recorder(Consumer):
         return [event.task_id for event in self.events]
 
 
+class HeldRecorder(Recorder):
+    """Is held by its first event, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = threading.Event()
+        self.freed = threading.Event()
+
+    def handle(self, event: JobEvent) -> None:
+        self.held.set()
+        assert self.freed.wait(60.0)
+        super().handle(event)
+
+
 class BrokenConsumer(Consumer):
     """Raises on every event."""
 
