@@ -77,7 +77,7 @@ class Mailbox(Generic[T]):
                     return False
                 dropped = self._waiting.popleft()
             self._waiting.append(item)
-            if len(self._waiting) >= self._at_least:
+            if self._is_ready():
                 self._ring()
         del dropped
         return room
