@@ -20,6 +20,7 @@ from celery_broadcast import Batch, Consumer, ConsumerStats, Subscription, notic
 from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, MAILBOX_FULL
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import Event, JobEvent, JobFinished
+from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.subscription import Registry, registry
 from celery_broadcast.switch import Switch
 
@@ -125,7 +126,8 @@ def test_what_waits_at_a_cancel_is_said_and_noticed(caplog: pytest.LogCaptureFix
     with notices.events_dropped.connected_to(hear):
         subscription.cancel(timeout=0)
         recorder.freed.set()
-        celery_broadcast.drain()
+        publish(1)
+        wait_until(lambda: told)
 
     assert told == [("store", 3, CANCELLED)]
     (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -491,6 +493,8 @@ def test_an_event_at_any_moment_of_a_cancel_leaves_nothing_behind(
 
     def publish_one() -> None:
         before = len(other.wait_for(1))
+        # So that there is something to look at.
+        celery_broadcast.subscribe(print, name=f"new-{before}", selector=lambda _: False)
         publish(1)
         other.wait_for(before + 1)
 
@@ -502,16 +506,18 @@ def test_an_event_at_any_moment_of_a_cancel_leaves_nothing_behind(
             publish_one()
         return answer
 
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, name, interrupted)
-        assert subscription.cancel()
-    publish_one()
-    known = stats().offered
-    publish(5)
-    celery_broadcast.drain()
+    started: list[str] = []
+    with notices.consumer_started.connected_to(started.append):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, interrupted)
+            assert subscription.cancel()
+        publish_one()
+        known = stats().offered
+        publish(5)
+        celery_broadcast.drain()
 
+    assert "store" not in started
     assert stats().offered == known
-    assert recorder.lives == []
     assert conserved(stats())
 
 
@@ -669,6 +675,24 @@ def test_a_decorated_consumer_has_a_switch_too() -> None:
     celery_broadcast.drain()
 
     assert recorder.events == []
+
+
+def test_whoever_waits_is_not_woken_in_a_pause_but_by_its_end() -> None:
+    switch = Switch()
+    mailbox: Mailbox[int] = Mailbox(size=10, switch=switch)
+    woken: list[str] = []
+    switch.pause()
+    mailbox.put(1)
+
+    mailbox.call_when_ready(lambda: woken.append("ready"))
+    mailbox.put(2)
+    mailbox.wake()
+    assert woken == []
+    switch.resume()
+    mailbox.wake()
+
+    assert woken == ["ready"]
+    assert mailbox.take(10, wait_seconds=0) == [1, 2]
 
 
 # Forked children.
