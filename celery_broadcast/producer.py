@@ -316,6 +316,7 @@ class Producer:
                 logger.exception("broadcast can't deliver %s; it is lost", what)
             del item  # or the last event of the process, and its result, would live on
         self._count_refused()
+        self._end_streams()
         self._stopping = (*self._leaving, *self._consumers.values())
         self._forget_consumers()
         for consumer in self._stopping:
@@ -429,6 +430,12 @@ class Producer:
                 self._note_losses((name,))
         self._leaving = [crew for crew in self._leaving if not crew.has_ended()]
 
+    def _end_streams(self) -> None:
+        """Let the streams be over, also those that have not been taken up: no event came since."""
+        for subscription in self._registry.subscriptions:
+            if subscription.reader is not None:
+                subscription.reader.stop()
+
     def mailbox_for(self, subscription: Subscription) -> Mailbox[Delivery]:
         """Return a new mailbox, as the subscription and the settings want it; on any thread."""
         size = subscription.mailbox_size
@@ -483,6 +490,7 @@ class Producer:
     def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()
         if self._thread is None and self._inbox.empty():
+            self._end_streams()
             return Drained()
         handled_before = self._handled()
         left: Counter[str] = Counter()
