@@ -422,7 +422,9 @@ class Producer:
         known = {subscription.name: subscription for subscription in self._known}
         for name, crew in list(self._consumers.items()):
             is_cancelled = crew.subscription.switch.is_cancelled
-            if is_cancelled or known.get(name, crew.subscription) is not crew.subscription:
+            # Its switch is what is its own: a stream is registered as a copy.
+            is_another = name in known and known[name].switch is not crew.subscription.switch
+            if is_cancelled or is_another:
                 if not is_cancelled:
                     crew.stop()  # it handles what waits, as its successor begins
                 self._dispatcher.remove(name)

@@ -1,0 +1,25 @@
+"""A stream among the other consumers of its process."""
+
+from __future__ import annotations
+
+import pytest
+
+import celery_broadcast
+from celery_broadcast import Event
+
+
+class Ping(Event, frozen=True, kw_only=True):
+    number: int
+
+
+@pytest.mark.usefixtures("broadcasting_app")
+def test_a_stream_goes_on_when_others_subscribe() -> None:
+    with celery_broadcast.stream(Ping, name="reader") as events:
+        celery_broadcast.notify(Ping(number=1))
+        assert next(events).number == 1
+
+        celery_broadcast.subscribe(lambda event: None, Ping, name="another")
+        celery_broadcast.notify(Ping(number=2))
+
+        assert next(events).number == 2
+    assert celery_broadcast.stats()["reader"].dropped == {}
