@@ -45,6 +45,10 @@ INBOX_SIZE = 100_000
 # deadline: only a receiver of a notice that doesn't return can hold it up.
 _GRACE_SECONDS = 1.0
 
+# How long a drain waits, after its deadline, for coroutines that it has cancelled: the
+# process may be about to end, and theirs to clean up with it.
+_CLEANUP_SECONDS = 0.2
+
 _SECONDS_BETWEEN_TROUBLES = 60.0
 
 
@@ -505,6 +509,7 @@ class Producer:
             left += self._drop_inbox(request)
         # While the thread goes on all the same, they are still its own.
         consumers = (*self._leaving, *self._consumers.values(), *self._stopping)
+        cancelled = []
         try:
             for consumer in consumers:
                 consumer.finish(deadline)
@@ -512,6 +517,11 @@ class Producer:
             for consumer in consumers:
                 if not consumer.has_ended():
                     left[consumer.name] += consumer.abandon(DRAIN_TIMEOUT)
+                    if consumer.subscription.is_async:
+                        cancelled.append(consumer)
+        cleaned_up_by = time.monotonic() + _CLEANUP_SECONDS
+        for consumer in cancelled:
+            consumer.finish(cleaned_up_by)
         drained = Drained(handled=self._handled() - handled_before, left=left.total())
         self._say_drained(drained, left, time.monotonic() - started)
         return drained

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import signal
@@ -161,6 +162,30 @@ def test_a_stuck_consumer_holds_the_drain_only_until_the_deadline_and_is_counted
     assert producer.stats()["stuck"].dropped == {DRAIN_TIMEOUT: 5}
     assert conserved(producer.stats()["stuck"])
     assert "with 5 events unhandled (stuck: 5). Raise broadcast_drain_timeout" in caplog.text
+
+
+def test_coroutines_clean_up_before_the_drain_that_cancelled_them_is_over(
+    make_producer: MakeProducer,
+) -> None:
+    begun, cleaned_up = threading.Event(), threading.Event()
+
+    async def endless(_: JobEvent) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.set()
+
+    producer = make_producer(subscribe(endless, "endless"))
+    producer.notify(make_event(JobFinished))
+    begun.wait(10)
+
+    drained = producer.drain(timeout_seconds=0.05)
+
+    assert cleaned_up.is_set()
+    assert drained.left == 1
+    assert producer.stats()["endless"].dropped == {DRAIN_TIMEOUT: 1}
+    assert conserved(producer.stats()["endless"])
 
 
 def test_a_drain_inside_a_consumer_is_refused(make_producer: MakeProducer) -> None:
