@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
-from job_app_options import STUCK_SECONDS, TRIES, first_argument, key_of, reported, text_of
+from job_app_options import (
+    STUCK_AFTER_SECONDS,
+    TRIES,
+    first_argument,
+    is_to_hang,
+    key_of,
+    reported,
+    text_of,
+)
 from reports import CallReport, send
 
 import celery_broadcast
-from celery_broadcast import Batch, Consumer, JobFailed, JobFinished, Retry, on_job_event
+from celery_broadcast import (
+    Batch,
+    Consumer,
+    JobFailed,
+    JobFinished,
+    Retry,
+    notices,
+    on_job_event,
+)
 
 _MOST_SECONDS = 10.0
 
@@ -75,14 +92,20 @@ async def async_retried(event: JobFailed) -> None:
         del _tries[event.task_id]
 
 
-@on_job_event(JobFinished, selector=lambda event: first_argument(event) == "hang", stuck_after=0.1)
+@on_job_event(JobFinished, selector=is_to_hang, stuck_after=STUCK_AFTER_SECONDS)
 async def async_stuck(event: JobFinished) -> None:
     with reported("async_stuck", event):
-        await await_nobody()
+        await wait_until_noticed()
 
 
-async def await_nobody() -> None:
-    await asyncio.sleep(STUCK_SECONDS)
+async def wait_until_noticed() -> None:
+    loop, is_noticed = asyncio.get_running_loop(), asyncio.Event()
+
+    def say_so(_: str, **__: Any) -> None:
+        loop.call_soon_threadsafe(is_noticed.set)
+
+    with notices.consumer_stuck.connected_to(say_so, sender="async_stuck"):
+        await asyncio.wait_for(is_noticed.wait(), _MOST_SECONDS)
 
 
 async def read(is_open: threading.Event) -> None:

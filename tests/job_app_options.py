@@ -36,7 +36,7 @@ from celery_broadcast import (
 
 CALLS_PER_SECOND = 40
 FAILURES_OF_INCIDENT = 10
-STUCK_SECONDS = 0.5
+STUCK_AFTER_SECONDS = 0.1
 TRIES = 3
 
 _MOST_SECONDS = 10.0  # that anything here waits for another
@@ -172,14 +172,21 @@ def limited(event: JobFailed) -> None:
 # When it hangs or crashes.
 
 
-@on_job_event(JobFinished, selector=lambda event: first_argument(event) == "hang", stuck_after=0.1)
+def is_to_hang(event: JobFinished) -> bool:
+    return first_argument(event) == "hang"
+
+
+@on_job_event(JobFinished, selector=is_to_hang, stuck_after=STUCK_AFTER_SECONDS)
 def stuck(event: JobFinished) -> None:
     with reported("stuck", event):
-        wait_for_nobody()
+        wait_until_noticed()
 
 
-def wait_for_nobody() -> None:
-    threading.Event().wait(STUCK_SECONDS)
+_is_noticed = threading.Event()
+
+
+def wait_until_noticed() -> None:
+    _is_noticed.wait(_MOST_SECONDS)
 
 
 _left: list[str] = []
@@ -345,6 +352,8 @@ def own(event: Announcement | Incident) -> None:
 def report_stuck(consumer: str, *, event: Event, seconds: float, stack: str, **_: Any) -> None:
     facts = {"event": text_of(event), "seconds": str(seconds), "stack": stack}
     send(NoticeReport(notice="consumer_stuck", consumer=consumer, facts=facts))
+    if consumer == "stuck":
+        _is_noticed.set()
 
 
 @notices.consumer_restarted.connect

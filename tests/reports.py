@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from typing import TypeAlias
 
 import msgspec
+
+from celery_broadcast import ConsumerStats
 
 # The environment variable with the path of the listener's socket.
 LISTENER = "JOB_APP_LISTENER"
@@ -58,6 +61,43 @@ class SignalReport(Report, frozen=True, kw_only=True, tag=True):
     arguments: dict[str, str]
 
 
+class HandledReport(Report, frozen=True, kw_only=True, tag=True):
+    """A call of a consumer returned.
+
+    Attributes:
+        events: what it got, one or those of a batch, as the app names them.
+        began_at: in seconds of the monotonic clock, which all processes of a machine share.
+        ended_at: the same.
+    """
+
+    consumer: str
+    events: list[str]
+    began_at: float
+    ended_at: float
+
+
+class NoticeReport(Report, frozen=True, kw_only=True, tag=True):
+    """A receiver got a notice; what it tells is text."""
+
+    notice: str
+    consumer: str | None
+    facts: dict[str, str]
+
+
+class NumbersReport(Report, frozen=True, kw_only=True, tag=True):
+    """The main process of a worker stops, and has these numbers of each consumer."""
+
+    numbers: dict[str, ConsumerStats]
+
+
+AnyReport: TypeAlias = (
+    EventReport | CallReport | SignalReport | HandledReport | NoticeReport | NumbersReport
+)
+
+
+_decoder: msgspec.json.Decoder[AnyReport] = msgspec.json.Decoder(AnyReport)
+
+
 def send(report: Report) -> None:
     """Report to the test that started this worker."""
     # A socket of its own for each, or greenlets would wait for one together.
@@ -69,4 +109,4 @@ def send(report: Report) -> None:
 
 def decode(datagram: bytes) -> Report:
     """Return what was sent."""
-    return msgspec.json.decode(datagram, type=EventReport | CallReport | SignalReport)
+    return _decoder.decode(datagram)

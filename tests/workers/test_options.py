@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from nodes.deadline import wait_until
-from reports import CallReport, EventReport, HandledReport, NoticeReport, NumbersReport
+from reports import CallReport, HandledReport, NoticeReport, NumbersReport
 from running_worker import RunningWorker, running_worker, started_worker
 
 from celery_broadcast import ConsumerStats
@@ -37,7 +37,7 @@ COROUTINES = [*OPTIONS, "job_app_coroutines"]
 # As `job_app_options` has them: what it imports is for a worker alone.
 CALLS_PER_SECOND = 40
 FAILURES_OF_INCIDENT = 10
-STUCK_SECONDS = 0.5
+STUCK_AFTER_SECONDS = 0.1
 TRIES = 3
 
 KEYED = [f"{key}:{number}" for number in range(8) for key in "abc"]
@@ -54,11 +54,13 @@ class Outcome:
     """What a worker reported of the same jobs, from start to stop.
 
     Attributes:
+        pool: of the worker.
         worker: it has ended.
         exit_code: with what.
         stopped_at: when it was told to, in seconds of the monotonic clock.
     """
 
+    pool: str
     worker: RunningWorker
     exit_code: int
     stopped_at: float
@@ -74,7 +76,8 @@ class Outcome:
 
     def published(self, *types: str, pid: int | None = None) -> list[str]:
         """Return the events of these types, in the order in which a process published them."""
-        return [event for event in self.events("everything", pid) if event.startswith(types)]
+        events = self.events("everything", pid)
+        return [event for event in events if not types or event.startswith(types)]
 
     def pids(self) -> list[int]:
         """Return the processes that had events."""
@@ -85,7 +88,9 @@ class Outcome:
 
     def said(self, consumer: str) -> list[str]:
         """Return what a consumer reported of itself."""
-        return [report.call for report in self.worker.listener.reports(CallReport, consumer=consumer)]
+        return [
+            report.call for report in self.worker.listener.reports(CallReport, consumer=consumer)
+        ]
 
     def numbers(self) -> dict[str, ConsumerStats]:
         """Return the numbers of each consumer, of all processes."""
@@ -95,6 +100,12 @@ class Outcome:
 def numbers_at_end(worker: RunningWorker) -> dict[str, ConsumerStats]:
     (report,) = worker.listener.reports(NumbersReport)
     return report.numbers
+
+
+def is_settled(numbers: ConsumerStats) -> bool:
+    """Tell whether nothing is pending, and every event is in one of the other numbers."""
+    settled = numbers.handled + numbers.failed + numbers.dropped_total
+    return numbers.pending == 0 and numbers.offered == settled
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +124,15 @@ def outcome_of(
                 config = {"imports": imports, "broadcast_drain_timeout": 20}
                 worker = started_worker({**broker_config("redis"), **config}, pool=pool)
                 started[pool] = workers.enter_context(worker)
-        yield functools.cache(lambda pool: run_jobs(started[pool]))
+        yield functools.cache(lambda pool: run_jobs(pool, started[pool]))
 
 
 @pytest.fixture(params=POOLS)
-def outcome(
-    request: pytest.FixtureRequest, outcome_of: Callable[[str], Outcome]
-) -> Outcome:
+def outcome(request: pytest.FixtureRequest, outcome_of: Callable[[str], Outcome]) -> Outcome:
     return outcome_of(request.param)
 
 
-def run_jobs(worker: RunningWorker) -> Outcome:
+def run_jobs(pool: str, worker: RunningWorker) -> Outcome:
     """Send every job, and stop the worker once all is published and no batch waits but one."""
     worker.process.ready()
     for label in FINISHED:
@@ -139,11 +148,12 @@ def run_jobs(worker: RunningWorker) -> Outcome:
         reports = worker.listener.reports(HandledReport, consumer=consumer)
         return sum(len(report.events) for report in reports)
 
-    worker.listener.wait_until(
+    # What doesn't come is missed by the tests, which then need not all wait for it.
+    worker.listener.hears(
         lambda: handled("everything") == PUBLISHED and handled("prompt_batches") == ENDED_WELL
     )
     stopped_at = time.monotonic()
-    return Outcome(worker, worker.stop(), stopped_at)
+    return Outcome(pool, worker, worker.stop(), stopped_at)
 
 
 only_with_coroutines = pytest.mark.parametrize("outcome", THREADS, indirect=True)
@@ -169,15 +179,13 @@ def overlap(calls: list[HandledReport]) -> bool:
 
 def test_the_worker_ends_well(outcome: Outcome) -> None:
     assert outcome.exit_code == 0
-    assert len(outcome.published()) == PUBLISHED
+    assert len(outcome.published()) == PUBLISHED, outcome.worker.process.logs()[-5000:]
 
 
 def test_every_event_is_accounted_for(outcome: Outcome) -> None:
     numbers = outcome.numbers()
 
-    for name, of_one in numbers.items():
-        settled = of_one.handled + of_one.failed + of_one.dropped_total
-        assert (name, of_one.pending, of_one.offered) == (name, 0, settled)
+    assert [name for name, of_one in numbers.items() if not is_settled(of_one)] == []
     assert numbers["everything"].handled == PUBLISHED
 
 
@@ -271,23 +279,20 @@ def test_a_call_that_raises_is_tried_again_with_the_same_event(
 
 def test_a_consumer_is_called_no_more_often_than_its_rate_limit(outcome: Outcome) -> None:
     for pid in outcome.pids():
-        calls = outcome.calls("limited", pid)
-        seconds = calls[-1].began_at - calls[0].began_at
-
-        # What began late is no sooner after the one before.
-        assert seconds > 0.9 * (len(calls) - 1) / CALLS_PER_SECOND
+        began_at = [call.began_at for call in outcome.calls("limited", pid)]
+        # A tenth off: the first may have got its turn later than its token.
+        least = 0.9 * (len(began_at) - 1) / CALLS_PER_SECOND
+        assert max(began_at, default=0) - min(began_at, default=0) >= least
     assert len(outcome.calls("limited")) == len(FAILED)
 
 
 @plain_and_coroutine("stuck", "async_stuck")
 def test_a_call_that_hangs_is_noticed_with_where_it_hangs(outcome: Outcome, consumer: str) -> None:
-    waits_in = {"stuck": "wait_for_nobody", "async_stuck": "await_nobody"}[consumer]
-
     (notice,) = outcome.notices("consumer_stuck", consumer)
     assert notice.facts["event"] == "JobFinished hang"
-    assert 0.1 <= float(notice.facts["seconds"]) < STUCK_SECONDS
+    assert float(notice.facts["seconds"]) >= STUCK_AFTER_SECONDS
     assert f"in {consumer}\n" in notice.facts["stack"]
-    assert f"in {waits_in}\n" in notice.facts["stack"]
+    assert "in wait_until_noticed\n" in notice.facts["stack"]
     assert outcome.events(consumer) == ["JobFinished hang"]  # it went on
 
 
@@ -333,15 +338,15 @@ def test_a_thread_of_a_pool_process_reads_a_stream_until_the_drain(
 ) -> None:
     for pid in outcome.pids():
         read = outcome.events(consumer, pid)
-        assert read
-        assert read == outcome.published("JobFinished", pid=pid)[-len(read) :]
-    assert len(outcome.events(consumer)) == outcome.numbers()[consumer].handled
+        finished = outcome.published("JobFinished", pid=pid)
+        assert read == finished[len(finished) - len(read) :]
+    assert len(outcome.events(consumer)) == outcome.numbers()[consumer].handled > 0
 
 
 def test_a_thread_reads_a_stream_from_when_the_worker_is_ready(outcome: Outcome) -> None:
-    main = 0 if "prefork" in str(outcome.worker.process.command) else outcome.pids()[0]
+    in_main = [] if outcome.pool == "prefork" else outcome.published("JobFinished")
 
-    assert outcome.events("read_from_ready") == outcome.published("JobFinished", pid=main)
+    assert outcome.events("read_from_ready") == in_main
 
 
 def test_jobs_and_consumers_publish_events_of_their_own(outcome: Outcome) -> None:
@@ -415,16 +420,31 @@ def test_what_a_killed_process_had_collected_for_a_batch_is_counted(
 def test_children_are_forked_while_coroutines_run_in_the_main_process(
     broker_config: Callable[[str], dict[str, Any]],
 ) -> None:
-    imports = [*COROUTINES, "job_app_consumers"]
-    config = {**broker_config("redis"), "imports": imports, "worker_max_tasks_per_child": 2}
+    config = {**broker_config("redis"), "imports": COROUTINES}
 
     with running_worker(config, concurrency=1) as worker:
-        pass
+        listener = worker.listener
+        for killed in range(1, 4):
+            worker.send("sleeps", 60)
+            starts = listener.wait_for(
+                killed, HandledReport, consumer="everything", events=["JobStarted 60"]
+            )
+            os.kill(starts[-1].pid, signal.SIGKILL)
+            # Told in the main process, whose event loops run from the first one on.
+            ends = listener.wait_for(
+                killed, HandledReport, consumer="async_retried", events=["JobFailed 60"]
+            )
+        for label in KEYED:
+            worker.send("ok", label)
+        last = listener.wait_for(len(KEYED), HandledReport, consumer="async_keyed")
+        exit_code = worker.stop()
 
-
-def test_dbg(outcome: Outcome) -> None:
-    for n, of_one in outcome.numbers().items():
-        print(n, of_one)
-    print(outcome.exit_code, outcome.pids(), len(outcome.published()))
-    print(outcome.worker.process.logs()[-6000:])
-    assert 0
+    assert exit_code == 0
+    assert len({start.pid for start in starts}) == len(starts)
+    assert {end.pid for end in ends}.isdisjoint({start.pid for start in starts})
+    assert len({end.pid for end in ends}) == 1
+    assert {call.pid for call in last}.isdisjoint({report.pid for report in (*starts, *ends)})
+    numbers = numbers_at_end(worker)
+    assert numbers["async_keyed"].handled == len(KEYED)
+    assert numbers["async_retried"].handled == len(ends)
+    assert all(is_settled(of_one) for of_one in numbers.values())
