@@ -30,9 +30,16 @@ def of_this_thread() -> Callable[[], str]:
 
 
 def of_task(task: Any) -> Callable[[], str]:
-    """Return what tells where a task of asyncio is, down to what it awaits."""
+    """Return what tells where a task of asyncio is, down to what it awaits.
+
+    Called on the thread of its event loop. What runs just now awaits nothing:
+    then it is the stack of that thread.
+    """
+    tell_of_thread = of_this_thread()
 
     def tell() -> str:
+        if task.get_coro().cr_running:
+            return tell_of_thread()
         return "".join(
             traceback.format_list(
                 traceback.StackSummary.extract((f, f.f_lineno) for f in _awaiting(task))
