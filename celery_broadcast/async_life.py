@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,9 @@ class AsyncLife:
         self._consumer: Consumer | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
+        self._is_cut_off = False
+        # Outlive a crash: whoever had the key of an event has it still.
+        self._keys: list[Hashable] = []
 
     def live(self, deadline: float | None = None) -> BaseException | None:
         """Live it; return what ended it, None if it was the stop.
@@ -36,17 +39,19 @@ class AsyncLife:
         Args:
             deadline: when to end it all the same, by the monotonic clock.
         """
-        self._crash = None
+        self._crash, self._is_cut_off = None, False
         try:
             asyncio.run(self._live(deadline))
-        except asyncio.CancelledError:
-            return None  # it was over
         except BaseException as error:  # noqa: BLE001  # theirs must not end the thread
-            say_no_setup(self._station.name, error)
-            return error
+            return None if self._is_over else error
         finally:
             self._station.on_turn = None
         return self._crash
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether it is to do no more, not even with what it has in its hands."""
+        return self._is_cut_off or self._station.is_over.is_set()
 
     async def _live(self, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -56,15 +61,12 @@ class AsyncLife:
         self._turn(main)  # what came before
         timer = None
         if deadline is not None and main is not None:
-            timer = loop.call_later(max(0.0, deadline - time.monotonic()), main.cancel)
+            seconds = max(0.0, deadline - time.monotonic())
+            timer = loop.call_later(seconds, self._cut_off, main)
         hands.set(frozenset({self._station.name}))
         await self._set_up()
         try:
             await self._handle_all()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001  # counted and logged where it was raised
-            self._crash = error
         finally:
             if timer is not None:
                 timer.cancel()
@@ -76,12 +78,23 @@ class AsyncLife:
         if self._station.stop_requested.is_set():
             self._stop_requested.set()
         if self._station.is_over.is_set() and main is not None:
+            self._cut_off(main)
+
+    def _cut_off(self, main: asyncio.Task[Any]) -> None:
+        """Cancel all that goes on. Only once: a second time would strike the teardown."""
+        if not self._is_cut_off:
+            self._is_cut_off = True
             main.cancel()
 
     async def _set_up(self) -> None:
-        async with self._call("its setup"), django_connections.around_async_call():
-            consumer = self._station.subscription.make_consumer()
-            await _awaited(consumer.setup())
+        try:
+            async with self._call("its setup"), django_connections.around_async_call():
+                consumer = self._station.subscription.make_consumer()
+                await _awaited(consumer.setup())
+        except BaseException as error:
+            if not self._is_over:
+                say_no_setup(self._station.name, error)
+            raise
         self._consumer = consumer
         notices.send(notices.consumer_started, self._station.name)
 
@@ -116,7 +129,7 @@ class AsyncLife:
         while True:
             self._look_again.clear()
             is_last_look = station.mailbox.is_closed
-            work = station.intake.poll()
+            work = self._poll()
             if work is not None or is_last_look or self._crash is not None:
                 return work
             station.mailbox.call_when_ready(
@@ -126,6 +139,18 @@ class AsyncLife:
             seconds = None if due_at is None else max(0.0, due_at - time.monotonic())
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._look_again.wait(), seconds)
+
+    def _poll(self) -> Work | None:
+        intake = self._station.intake
+        while self._keys:
+            work = intake.next_of(self._keys.pop())
+            if work is not None:
+                return work
+        try:
+            return intake.poll()
+        except BaseException as error:  # noqa: BLE001  # counted and logged where it was raised
+            self._crash = self._crash or error
+            return None
 
     async def _work_through(self, work: Work | None) -> None:
         """Handle it, and then what waits behind its key."""
@@ -137,6 +162,11 @@ class AsyncLife:
                 # asyncio would let an exit out of the event loop at once.
                 self._crash = self._crash or error
                 self._look_again.set()
+            if self._is_over:
+                return
+            if self._crash is not None:
+                self._keys.append(work.key)  # the next life goes on with what waits behind it
+                return
             work = self._station.intake.next_of(work.key)
 
     async def _handle(self, work: Work) -> None:
@@ -145,12 +175,10 @@ class AsyncLife:
             return
         argument = station.argument(work.deliveries)
         try:
-            await self._keep_to_rate()
-            async with self._call(argument):
-                await self._call_consumer(argument)
+            await self._call_consumer(argument)
         except BaseException as error:
-            if station.is_over.is_set():
-                return  # cancelled, and counted as dropped
+            if self._is_over:
+                return  # cancelled; whoever cut it off counts it
             station.settle_failed(work, error)
             if not isinstance(error, Exception | asyncio.CancelledError):
                 raise
@@ -170,7 +198,10 @@ class AsyncLife:
 
     async def _try(self, argument: Any) -> None:
         assert self._consumer is not None  # noqa: S101  # set up before
-        async with django_connections.around_async_call():
+        await self._keep_to_rate()
+        if self._is_over:  # and the consumer has made something else of its cancellation
+            raise asyncio.CancelledError
+        async with self._call(argument), django_connections.around_async_call():
             await _awaited(self._consumer.handle(argument))
 
     async def _pause(self, seconds: float) -> None:
