@@ -19,6 +19,7 @@ from celery_broadcast.events import (
     JobRetried,
     qualified_name,
 )
+from celery_broadcast.settings import shown
 
 #: What a selection looks at: event type, task name, queue, state, and the class and the
 #: qualified name of the exception. Events of one kind go the same way.
@@ -118,7 +119,7 @@ def check_selection(
         states=_check_states(asked.get("state")),
         exceptions=_check_exceptions(asked.get("exception")),
     )
-    _check_that_some_event_matches(selection)
+    _check_that_some_event_matches(selection, asked)
     return selection
 
 
@@ -163,7 +164,7 @@ def _check_states(value: object) -> tuple[str, ...]:
 
 
 def _check_exceptions(value: object) -> tuple[type[BaseException] | str, ...]:
-    exceptions = _several(value)
+    exceptions = tuple(map(_without_builtins, _several(value)))
     if all(_is_exception(each) for each in exceptions) and (exceptions or value is None):
         return exceptions
     msg = (
@@ -171,6 +172,11 @@ def _check_exceptions(value: object) -> tuple[type[BaseException] | str, ...]:
         "name, such as 'shop.errors.CardDeclined', or a list of such."
     )
     raise ConfigurationError(msg)
+
+
+def _without_builtins(exception: Any) -> Any:
+    """Return a name as events have it: `qualified_name` leaves that module out."""
+    return exception.removeprefix("builtins.") if isinstance(exception, str) else exception
 
 
 def _is_exception(value: object) -> bool:
@@ -198,32 +204,29 @@ def _state_of(event_type: type[Event]) -> str | None:
 _STATES = {state for state in map(_state_of, EVENT_TYPES.values()) if state}
 
 
-def _check_that_some_event_matches(selection: Selection) -> None:
+def _check_that_some_event_matches(selection: Selection, asked: Mapping[str, object]) -> None:
     """Refuse what no event of a job can match; other events are their author's."""
     is_of_job = selection.tasks or selection.queues or selection.states or selection.exceptions
     if not is_of_job:
         return
-    known = [known for known in EVENT_TYPES.values() if issubclass(known, selection.events)]
-    if not known and any(issubclass(wanted, JobEvent) for wanted in selection.events):
+    ours = {JobEvent, JobEnded, *EVENT_TYPES.values()}
+    if any(issubclass(wanted, JobEvent) and wanted not in ours for wanted in selection.events):
         return  # a type of the user's own, below one of these
+    known = [known for known in EVENT_TYPES.values() if issubclass(known, selection.events)]
     for event_type in known:
         has_state = not selection.states or _state_of(event_type) in selection.states
         has_exception = not selection.exceptions or issubclass(event_type, _WITH_EXCEPTION)
         if has_state and has_exception:
             return
     names = ", ".join(event_type.__name__ for event_type in selection.events)
-    asked = [
-        f"{option}={value!r}"
-        for option, value in (
-            ("task", selection.tasks),
-            ("queue", selection.queues),
-            ("state", selection.states),
-            ("exception", selection.exceptions),
-        )
-        if value
+    given = [
+        f"{option}={shown(asked[option])}"
+        for option in ("task", "queue", "state", "exception")
+        if asked.get(option) is not None
     ]
     msg = (
-        f"No event is {names} with {' and '.join(asked)}. Of a job's events only JobFailed and "
-        "JobRetried have an exception, an end has a state, and events of your own have no task."
+        f"No event is {names} with {' and '.join(given)}. Of a job's events only JobFailed and "
+        "JobRetried have an exception, each end has one state, and events of your own have no "
+        "task. Leave out what doesn't fit, or declare two consumers."
     )
     raise ConfigurationError(msg)

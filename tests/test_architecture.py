@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "rate_limit": {"errors", "settings"},
     "restarts": {"errors", "settings"},
     "retry": {"errors", "settings"},
-    "selection": {"errors", "events"},
+    "selection": {"errors", "events", "settings"},
     "switch": {"fork"},
     "options": {
         *("batch", "errors", "rate_limit", "restarts", "retry", "selection", "settings"),
