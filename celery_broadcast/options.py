@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 from typing import Any
@@ -118,10 +119,14 @@ def _check_concurrency(value: object) -> int:
 def _check_stuck_after(value: object) -> float | None:
     if value is None:
         return None
-    seconds = settings.check_seconds("stuck_after", value)
-    if seconds:
-        return seconds
-    msg = "stuck_after=0 would call every event stuck. Write seconds of more than 0, such as 60.0."
+    with contextlib.suppress(ConfigurationError):  # it would allow for 0, as for a pause
+        seconds = settings.check_seconds("stuck_after", value)
+        if seconds:
+            return seconds
+    msg = (
+        f"stuck_after={shown(value)} can't be. Write after how many seconds a call is said to be "
+        "stuck, more than 0 and at most a day, such as stuck_after=60.0."
+    )
     raise ConfigurationError(msg)
 
 

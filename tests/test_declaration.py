@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from nodes.deadline import wait_until
 from recorder import make_event, subscribe
 
+from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer, FunctionConsumer
 from celery_broadcast.declaration import on_job_event
 from celery_broadcast.errors import ConfigurationError
@@ -30,6 +31,9 @@ from celery_broadcast.events import (
     JobFinished,
     JobStarted,
 )
+from celery_broadcast.options import OPTIONS
+from celery_broadcast.restarts import Restart
+from celery_broadcast.retry import Retry
 from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription, registry
 
 Declare = Callable[[str], None]
@@ -126,6 +130,46 @@ def test_every_option_is_kept() -> None:
     assert subscription.selector is select
     assert subscription.mailbox_size == 50
     assert subscription.overflow == "drop_newest"
+
+
+def test_every_option_of_how_events_come_is_kept() -> None:
+    batch, retry, restart = Batch(max_events=5), Retry(attempts=2), Restart("temporary")
+
+    @on_job_event(JobFailed, exception=[OSError, "shop.Declined"], state="FAILURE", batch=batch)
+    async def page(events: list[JobFailed]) -> None: ...
+
+    @on_job_event(
+        concurrency=4,
+        partition_by=str,
+        retry=retry,
+        rate_limit="30/m",
+        stuck_after=60,
+        restart=restart,
+    )
+    def trail(event: JobEvent) -> None: ...
+
+    first, second = registry.subscriptions
+    assert first.selection.exceptions == (OSError, "shop.Declined")
+    assert first.selection.states == ("FAILURE",)
+    assert (first.batch, first.is_async) == (batch, True)
+    assert (second.concurrency, second.partition_by) == (4, str)
+    assert (second.retry, second.rate_limit, second.stuck_after) == (retry, 0.5, 60.0)
+    assert (second.restart, second.is_async) == (restart, False)
+
+
+def test_options_of_how_events_come_may_be_none() -> None:
+    options: Any = dict.fromkeys(OPTIONS)
+
+    @on_job_event(**options)
+    def trail(event: JobEvent) -> None: ...
+
+    @on_job_event
+    def bare(event: JobEvent) -> None: ...
+
+    first, second = registry.subscriptions
+    for field in ("batch", "concurrency", "partition_by", "retry", "rate_limit", "stuck_after"):
+        assert getattr(first, field) == getattr(second, field)
+    assert (first.restart, first.selection) == (second.restart, second.selection)
 
 
 def test_an_option_of_none_is_as_good_as_none_given() -> None:
@@ -332,6 +376,10 @@ BUT_ONE_EVENT = "but a consumer is called with one event. Write:"
 RUNS_NOTHING = "calling it runs nothing. Write it as a plain function."
 EVENT_TYPES_ONLY = "Pass event types, such as JobFailed, or none for every event."
 NAME_IT = 'has no name of its own. Give it one: on_job_event(..., name="...").'
+WHAT_EVENTS_HAVE = (
+    "Of a job's events only JobFailed and JobRetried have an exception, each end has one state, "
+    "and events of your own have no task. Leave out what doesn't fit, or declare two consumers."
+)
 NOT_A_NAME = "is not a name. Use some text, such as name='payments-audit'."
 
 #: A user's module with one wrong declaration, and what the user is told.
@@ -455,6 +503,112 @@ WRONG: dict[str, str] = {
         for option in ("task", "queue")
         for glob in ("''", "[]", "5", "b'shop.*'", "['shop.*', None]", "('',)")
     },
+    # what no job can be asked for
+    **{
+        f"@on_job_event(exception={exception})\ndef page(event): ...": (
+            f"exception={exception} is not an exception. Use a class, such as OSError, its "
+            "qualified name, such as 'shop.errors.CardDeclined', or a list of such."
+        )
+        for exception in ("''", "[]", "5", "OSError('no')", "['shop.Declined', None]")
+    },
+    "@on_job_event(exception=int)\ndef page(event): ...": (
+        "exception=<class 'int'> is not an exception. Use a class, such as OSError, its "
+        "qualified name, such as 'shop.errors.CardDeclined', or a list of such."
+    ),
+    **{
+        f"@on_job_event(state={state})\ndef page(event): ...": (
+            f"state={state} is not how an attempt ends. Use one of FAILURE, IGNORED, PENDING, "
+            "REJECTED, RETRY, REVOKED, SUCCESS, or a list of such."
+        )
+        for state in ("''", "[]", "5", "'FAILED'", "'success'", "['SUCCESS', None]")
+    },
+    "@on_job_event(JobFailed, state='SUCCESS')\ndef page(event): ...": (
+        f"No event is JobFailed with state='SUCCESS'. {WHAT_EVENTS_HAVE}"
+    ),
+    "@on_job_event(JobStarted, JobFinished, exception='OSError')\ndef page(event): ...": (
+        f"No event is JobStarted, JobFinished with exception='OSError'. {WHAT_EVENTS_HAVE}"
+    ),
+    "@on_job_event(state='SUCCESS', exception=['OSError'])\ndef page(event): ...": (
+        f"No event is JobEvent with state='SUCCESS' and exception=['OSError']. {WHAT_EVENTS_HAVE}"
+    ),
+    (
+        "class Incident(Event, frozen=True): ...\n"
+        "@on_job_event(Incident, task='shop.*', queue=None)\n"
+        "def page(event): ..."
+    ): f"No event is Incident with task='shop.*'. {WHAT_EVENTS_HAVE}",
+    # how events come
+    **{
+        f"@on_job_event({option}={value})\ndef page(event): ...": (
+            f"{option}={value} is not a {kind}. Write: {option}={example}."
+        )
+        for option, kind, example, values in (
+            ("batch", "Batch", "Batch(max_events=100)", ("500", "True", "'all'")),
+            ("retry", "Retry", "Retry(attempts=3)", ("3", "True", "OSError('no')")),
+            ("restart", "Restart", 'Restart("transient")', ("3", "False", "'permanent'")),
+        )
+        for value in values
+    },
+    "@on_job_event(batch=Batch)\ndef page(event): ...": (
+        "batch=<class 'celery_broadcast.batch.Batch'> is not a Batch. "
+        "Write: batch=Batch(max_events=100)."
+    ),
+    "@on_job_event(batch=Batch(max_events=0))\ndef page(event): ...": (
+        "Batch(max_events=0) can't be: a call gets 1 event or more. "
+        "Write a whole number, such as Batch(max_events=100)."
+    ),
+    "@on_job_event(retry=Retry(attempts=1))\ndef page(event): ...": (
+        "Retry(attempts=1) would try nothing again, since the first try counts. "
+        "Write 2 or more, or leave the Retry out."
+    ),
+    "@on_job_event(restart=Restart('always'))\ndef page(event): ...": (
+        "Restart('always') is not a kind of restart. Use 'permanent' (always), 'transient' "
+        "(unless it ended itself, by SystemExit) or 'temporary' (never)."
+    ),
+    **{
+        f"@on_job_event(concurrency={count})\ndef page(event): ...": (
+            f"concurrency={count} can't be. Write how many threads, or coroutines in flight, the "
+            "consumer has in each process: 1 to 1,000."
+        )
+        for count in ("0", "-1", "1001", "'4'", "True", "1.5")
+    },
+    **{
+        f"@on_job_event(rate_limit={limit})\ndef page(event): ...": (
+            f"rate_limit={limit} is not a rate limit. Write '10/s', '100/m' or '10/h' for calls "
+            "per second, minute or hour, a number for calls per second, or None for no limit."
+        )
+        for limit in ("''", "'fast'", "'10/d'", "-1", "True", "[10]")
+    },
+    **{
+        f"@on_job_event(stuck_after={seconds})\ndef page(event): ...": (
+            f"stuck_after={seconds} can't be. Write after how many seconds a call is said to be "
+            "stuck, more than 0 and at most a day, such as stuck_after=60.0."
+        )
+        for seconds in ("0", "0.0", "-1", "'5s'", "True", "86401")
+    },
+    "@on_job_event(partition_by='customer')\ndef page(event): ...": (
+        "partition_by='customer' can't be called. Write: partition_by=lambda event: ..."
+    ),
+    "@on_job_event(partition_by=lambda: 1)\ndef page(event): ...": (
+        "partition_by takes no arguments, but a partition_by is called with one event. "
+        "Write: lambda event: ..."
+    ),
+    ("async def key(event): ...\n@on_job_event(partition_by=key)\ndef page(event): ..."): (
+        f"partition_by is a coroutine function: {RUNS_NOTHING}"
+    ),
+    ("def key(event): yield\n@on_job_event(partition_by=key)\ndef page(event): ..."): (
+        f"partition_by is a generator: {RUNS_NOTHING}"
+    ),
+    "@on_job_event(partition_by=str)\ndef page(event): ...": (
+        "partition_by= changes nothing without concurrency=: one event after the other, all stay "
+        "in order. Write how many run at once, such as concurrency=4."
+    ),
+    "@on_job_event(partition_by=str, concurrency=4, batch=Batch())\ndef page(events): ...": (
+        "partition_by= and batch= don't go together: a batch would hold events of several keys. "
+        "Leave one of them out; without concurrency= everything is in order anyway."
+    ),
+    "@on_job_event(JobFailed, concurency=4)\nasync def page(event): ...": (
+        "on_job_event has no option 'concurency'. Did you mean 'concurrency'?"
+    ),
 }
 
 
