@@ -77,7 +77,7 @@ class Mailbox(Generic[T]):
                     return False
                 dropped = self._waiting.popleft()
             self._waiting.append(item)
-            if self._is_ready():
+            if len(self._waiting) >= self._at_least and not self._switch.is_paused:
                 self._ring()
         del dropped
         return room

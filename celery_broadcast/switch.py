@@ -13,6 +13,9 @@ class Live(Protocol):
     def wake(self) -> None:
         """Look again: the switch was turned."""
 
+    def stop(self) -> None:
+        """Let what waits be handled, and then be over; return at once."""
+
     def cancel(self) -> None:
         """Take no more events; return at once."""
 

@@ -60,7 +60,8 @@ def test_every_event_but_a_start_is_an_end() -> None:
 
 def test_no_event_is_another_one() -> None:
     for event_type in EVENT_TYPES.values():
-        assert event_type.__subclasses__() == []
+        below = {kind.__name__ for kind in event_type.__subclasses__()}
+        assert not below & set(EVENT_TYPES)
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ def test_whoever_subscribes_gets_the_subscription_that_is_in_force() -> None:
 
 
 def test_a_subscription_knows_the_line_that_made_it() -> None:
-    subscription = celery_broadcast.subscribe(page_oncall)
+    subscription = celery_broadcast.subscribe(page_oncall, JobFailed)
 
     file, _, line = subscription.declared_at.rpartition(":")
     assert file == __file__
-    assert "subscribe(page_oncall)" in Path(file).read_text().splitlines()[int(line) - 1]
+    assert "subscribe(page_oncall, JobFailed)" in Path(file).read_text().splitlines()[int(line) - 1]
 
 
 @pytest.mark.usefixtures("broadcast_is_on")
@@ -165,7 +165,11 @@ def test_a_subscription_outlives_a_drain() -> None:
             ),
         ),
     ],
-    ids=repr,
+    # Not as they are shown: an address is another one in each process.
+    ids=[
+        *("no consumer", "an event type", "no name", "the name of an event type"),
+        *("an option that is none", "a key without concurrency"),
+    ],
 )
 def test_a_wrong_subscription_is_an_error_that_tells_what_to_write(
     arguments: tuple[Any, ...], options: dict[str, Any], message: str
@@ -196,7 +200,7 @@ def test_a_subscription_that_is_refused_leaves_the_first_one_as_it_was() -> None
 
 def test_subscribing_the_same_function_twice_needs_two_names() -> None:
     def subscribe_again(name: str | None = None) -> Subscription:
-        return celery_broadcast.subscribe(page_oncall, name=name)
+        return celery_broadcast.subscribe(page_oncall, JobFailed, name=name)
 
     subscribe_again()
     with pytest.raises(ConfigurationError, match="Two consumers are named 'page_oncall'"):
