@@ -31,7 +31,7 @@ THREADS = ("prefork", "threads", "solo")
 GREENLETS = ("gevent", "eventlet")
 POOLS = (*THREADS, *GREENLETS)
 
-OPTIONS = ["celery_broadcast.plugin", "job_app_options", "job_app_numbers"]
+OPTIONS = ["celery_broadcast.plugin", "job_app_options", "job_app_last_numbers"]
 COROUTINES = [*OPTIONS, "job_app_coroutines"]
 
 # As `job_app_options` has them: what it imports is for a worker alone.
@@ -114,7 +114,8 @@ def outcome_of(
     broker_config: Callable[[str], dict[str, Any]],
 ) -> Iterator[Callable[[str], Outcome]]:
     """Start a worker for each pool that the tests ask for, all at once; each runs its jobs once."""
-    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    here = (item for item in request.session.items if item.path == request.path)
+    calls = (getattr(item, "callspec", None) for item in here)
     asked_for = {call.params.get("outcome") for call in calls if call}
     with ExitStack() as workers:
         started = {}
@@ -380,7 +381,7 @@ def test_a_worker_of_greenlets_with_a_coroutine_does_not_start_and_says_what_to_
 def test_a_drain_ends_coroutines_in_flight_at_its_deadline(
     broker_config: Callable[[str], dict[str, Any]], pool: str
 ) -> None:
-    imports = ["celery_broadcast.plugin", "job_app_endless", "job_app_numbers"]
+    imports = ["celery_broadcast.plugin", "job_app_endless", "job_app_last_numbers"]
     config = {**broker_config("redis"), "imports": imports, "broadcast_drain_timeout": 0.5}
 
     with running_worker(config, pool=pool, concurrency=1) as worker:
