@@ -33,8 +33,11 @@ class Reader:
         fork.starts_clean(self)
 
     def forget(self) -> None:
-        """Leave the stream to the parent of a forked child."""
-        registry.remove(self.subscription)
+        """Leave the stream to the parent; in the forked child it is over."""
+        self._has_one_in_hand = False
+        self.mailbox = Mailbox(size=None)  # the parent's may be locked for ever
+        self.mailbox.close()
+        self._closed = threading.Event()
 
     # For whoever reads.
 

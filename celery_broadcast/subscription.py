@@ -132,8 +132,9 @@ class Registry:
         fork.starts_clean(self)
 
     def forget(self) -> None:
-        """Have a lock of its own, in a forked child; the subscriptions stay."""
+        """Have a lock of its own, in a forked child; the subscriptions stay, but for streams."""
         self._changing = threading.RLock()  # a signal handler may subscribe
+        self.subscriptions = tuple(each for each in self.subscriptions if each.reader is None)
 
     def add(self, subscription: Subscription) -> None:
         """Add a subscription; if its module was imported again, it replaces itself.
