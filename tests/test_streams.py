@@ -20,7 +20,7 @@ from celery_broadcast import BroadcastError, notices
 from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, MAILBOX_FULL
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import Event, JobEvent, JobFailed, JobFinished
-from celery_broadcast.subscription import registry
+from celery_broadcast.subscription import Registry, registry
 
 on = pytest.mark.usefixtures("broadcast_is_on")
 
@@ -466,6 +466,25 @@ def test_many_threads_may_open_streams_at_once() -> None:
 
     assert names == ["stream-1", "stream-2", "stream-3", "stream-4"]
     assert read == [["0", "1", "2"]] * 4
+
+
+@on
+def test_a_name_that_is_snatched_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    add, faster = Registry.add, celery_broadcast.stream()
+
+    def be_late(*arguments: Any) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Registry, "add", add)
+            if registry.subscriptions == ():
+                faster.__enter__()
+            add(*arguments)
+
+    monkeypatch.setattr(Registry, "add", be_late)
+    with celery_broadcast.stream() as events:
+        assert [each.name for each in registry.subscriptions] == ["stream-1", "stream-2"]
+        publish(1)
+        assert next(events) == next(faster)
+        faster.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(
