@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import queue
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -24,6 +26,7 @@ from recorder import (
 
 from celery_broadcast import notices
 from celery_broadcast.batch import Batch
+from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, MAILBOX_FULL, ConsumerStats
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished, JobStarted
@@ -649,3 +652,150 @@ def test_every_event_is_accounted_for_whoever_consumes(
         assert stats.offered == count
         assert stats.pending == 0
         assert conserved(stats)
+
+
+# Consumers that come and go.
+
+
+def test_a_drain_waits_for_a_consumer_that_another_of_its_name_has_replaced(
+    make_producer: MakeProducer,
+) -> None:
+    at_work, free = threading.Event(), threading.Event()
+    handled: list[str] = []
+
+    def first(event: JobEvent) -> None:
+        at_work.set()
+        free.wait(10)
+        handled.append(f"first {event.task_id}")
+
+    producer = make_producer(subscribe(first, "store"))
+    for event in numbered(2):
+        producer.notify(event)
+    at_work.wait(10)
+
+    class Second(Consumer):
+        def handle(self, event: JobEvent) -> None:
+            handled.append(f"second {event.task_id}")
+
+        def teardown(self) -> None:
+            free.set()
+
+    producer._registry.subscriptions = (subscribe(Second(), "store"),)
+    producer.notify(make_event(JobFinished, task_id="2"))
+    wait_until(lambda: handled == ["second 2"])
+
+    drained = producer.drain()
+
+    assert handled == ["second 2", "first 0", "first 1"]
+    assert drained == Drained(handled=2, left=0)
+
+
+def test_what_a_replaced_consumer_leaves_at_the_deadline_is_counted(
+    make_producer: MakeProducer,
+) -> None:
+    stuck = StuckConsumer()
+    producer = make_producer(subscribe(stuck, "store"))
+    for event in numbered(3):
+        producer.notify(event)
+    stuck.stuck.wait(10)
+    producer._registry.subscriptions = (subscribe(lambda _: None, "store"),)
+    producer.notify(make_event(JobFinished))
+    wait_until(lambda: producer.stats()["store"].handled == 1)
+
+    drained = producer.drain(timeout_seconds=0.05)
+    stuck.freed.set()
+
+    assert drained.left == 3
+    assert producer.stats()["store"].dropped == {DRAIN_TIMEOUT: 3}
+
+
+# Batches, and calls that hang.
+
+
+def test_events_are_stamped_only_while_a_consumer_asks_for_batches(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    first, second = (producer.delivery(event) for event in numbered(2))
+    producer.put(first)
+    recorder.wait_for(1)
+    assert first.dispatched_at == 0.0
+
+    batches: list[list[JobEvent]] = []
+    batching = subscribe(batches.append, "batches", batch=Batch(max_events=9, max_wait=0.0))
+    producer._registry.subscriptions += (batching,)
+    before = time.monotonic()
+    producer.put(second)
+    wait_until(lambda: bool(batches))
+
+    assert before <= second.dispatched_at <= time.monotonic()
+
+
+def test_a_call_that_hangs_is_said_once_and_the_next_one_again(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: queue.SimpleQueue[object] = queue.SimpleQueue()
+    free: list[threading.Event] = [threading.Event(), threading.Event()]
+    quick, others = Recorder(), Recorder()
+
+    def hear(consumer: str, *, event: JobEvent, seconds: float, stack: str) -> None:
+        assert consumer == "slow"
+        assert seconds >= 0.02
+        assert "free[int(event.task_id)].wait(10)" in stack
+        told.put(event)
+
+    def slow(event: JobEvent) -> None:
+        free[int(event.task_id)].wait(10)
+
+    producer = make_producer(
+        subscribe(slow, "slow", stuck_after=0.02),
+        subscribe(quick, "quick", stuck_after=60.0),
+        subscribe(others, "others"),
+    )
+    events = numbered(2)
+    with notices.consumer_stuck.connected_to(hear):
+        for event, until_then in zip(events, free, strict=True):
+            producer.notify(event)
+            assert told.get(timeout=10) is event
+            until_then.set()
+        producer.drain()
+
+    assert told.empty()
+    lines = [record.getMessage() for record in caplog.records if "has been at" in record.message]
+    assert len(lines) == 2
+
+
+def test_a_process_whose_consumers_have_nothing_to_do_is_not_woken_to_look_at_them(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store", stuck_after=0.01))
+    looks: list[float] = []
+    look = producer._look_at_calls
+
+    def count_looks(now: float) -> None:
+        looks.append(now)
+        look(now)
+
+    producer._look_at_calls = count_looks  # type: ignore[method-assign]
+    producer.notify(make_event(JobFinished))
+    recorder.wait_for(1)
+
+    wait_until(lambda: bool(looks) and producer._look_due_at is None)
+    so_far = len(looks)
+    producer.announce(notices.attempt_lost)  # it wakes the thread, for something else
+    producer.notify(make_event(JobFinished))
+    recorder.wait_for(2)
+
+    wait_until(lambda: len(looks) > so_far and producer._look_due_at is None)
+
+
+def test_nobody_is_looked_at_where_nobody_asked_for_it(make_producer: MakeProducer) -> None:
+    stuck = StuckConsumer()
+    producer = make_producer(subscribe(stuck, "store"))
+    producer.notify(make_event(JobFinished))
+    stuck.stuck.wait(10)
+
+    assert producer._look_due_at is None
+    stuck.freed.set()
