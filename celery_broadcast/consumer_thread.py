@@ -66,7 +66,11 @@ class ConsumerThread:
 
     def live_here(self, deadline: float) -> None:
         """Live one life on the present thread: there was none to be had."""
-        self._life.live(deadline)
+        before = hands.set(frozenset({self._station.name}))
+        try:
+            self._life.live(deadline)
+        finally:
+            hands.reset(before)
 
     def _run(self) -> None:
         station = self._station

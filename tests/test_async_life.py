@@ -394,6 +394,8 @@ def test_an_exit_of_a_task_of_the_consumers_own_is_a_crash_but_no_failed_setup(
 
         async def teardown(self) -> None:
             lives.append("teardown")
+            if hasattr(self, "task"):
+                assert isinstance(self.task.exception(), SystemExit)
 
     stats = run(StartsTasks, numbered(2))
 

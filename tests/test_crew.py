@@ -348,6 +348,28 @@ def test_a_consumer_without_any_thread_has_its_events_handled_at_its_end(
 
 
 @pytest.mark.parametrize("is_async", [False, True])
+def test_a_consumer_without_any_thread_runs_in_its_own_hands(
+    monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    seen: list[object] = []
+
+    def handle(event: JobEvent) -> None:
+        seen.append(hands.get())
+
+    async def handle_later(event: JobEvent) -> None:
+        handle(event)
+
+    with monkeypatch.context() as exhausted:
+        forbid_threads(exhausted)
+        crew = new_crew(handle_later if is_async else handle, numbered(1))
+        crew.start()
+    run_out(crew)
+
+    assert seen == [{"store"}]
+    assert hands.get() == NOBODY
+
+
+@pytest.mark.parametrize("is_async", [False, True])
 def test_a_consumer_without_any_thread_has_not_ended_while_events_are_left(
     monkeypatch: pytest.MonkeyPatch, *, is_async: bool
 ) -> None:
