@@ -6,9 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from nodes.deadline import wait_until
 
-from celery_broadcast.counts import DRAIN_TIMEOUT, GAVE_UP, MAILBOX_FULL, STOPPED, Counts
+from celery_broadcast.counts import (
+    CANCELLED,
+    DRAIN_TIMEOUT,
+    GAVE_UP,
+    MAILBOX_FULL,
+    STOPPED,
+    Counts,
+)
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.switch import Switch
 
 
 def put_all(mailbox: Mailbox[int], items: range) -> list[bool]:
@@ -149,6 +158,167 @@ def test_counts_go_on_in_the_next_mailbox() -> None:
     assert second.stats().dropped == {GAVE_UP: 1}
 
 
+# Waiting for more than one, and asking to be called.
+
+
+def test_a_wait_may_be_for_several_events() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    waiting = threading.Thread(target=mailbox.wait, kwargs={"at_least": 3})
+    waiting.start()
+    wait_until(lambda: mailbox._waiters == 1)
+
+    put_all(mailbox, range(2))
+    assert mailbox._waiters == 1
+    mailbox.put(2)
+
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert mailbox.take(10, wait_seconds=0) == [0, 1, 2]
+
+
+def test_a_full_mailbox_is_always_worth_a_look() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=2)
+    put_all(mailbox, range(2))
+
+    mailbox.wait(at_least=100)  # or it would never return
+
+
+def test_a_wait_ends_with_its_time() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    mailbox.put(1)
+
+    mailbox.wait(0.0, at_least=2)
+    mailbox.wait(0.001, at_least=2)
+
+    assert mailbox._waiters == 0
+
+
+def test_a_call_comes_at_once_where_enough_is_there() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(2))
+    called: list[str] = []
+
+    mailbox.call_when_ready(lambda: called.append("now"), at_least=2)
+
+    assert called == ["now"]
+
+
+def test_a_call_comes_once_as_soon_as_there_is_enough() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    called: list[int] = []
+    mailbox.call_when_ready(lambda: called.append(mailbox._counts.stats().offered), at_least=3)
+
+    put_all(mailbox, range(6))
+
+    assert called == [3]
+
+
+@pytest.mark.parametrize("end", ["close", "abandon", "discard"])
+def test_a_call_comes_at_an_end_too(end: str) -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    called: list[str] = []
+    mailbox.call_when_ready(lambda: called.append("end"))
+
+    getattr(mailbox, end)(DRAIN_TIMEOUT)
+
+    assert called == ["end"]
+    mailbox.call_when_ready(lambda: called.append("over"))
+    assert called == ["end", "over"]
+
+
+# Pauses.
+
+
+def test_nothing_can_be_taken_during_a_pause_and_a_wake_ends_the_wait() -> None:
+    switch = Switch()
+    mailbox: Mailbox[int] = Mailbox(size=10, switch=switch)
+    switch.pause()
+    put_all(mailbox, range(2))
+    called: list[str] = []
+    mailbox.call_when_ready(lambda: called.append("ready"))
+    waiting = threading.Thread(target=mailbox.wait)
+    waiting.start()
+    wait_until(lambda: mailbox._waiters == 1)
+
+    mailbox.wake()  # it is paused still
+    assert mailbox.take(10, wait_seconds=0) == []
+    assert called == []
+    switch.resume()
+    mailbox.wake()
+
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert called == ["ready"]
+    assert mailbox.take(10, wait_seconds=0) == [0, 1]
+
+
+def test_the_end_of_a_mailbox_is_the_end_of_its_pause() -> None:
+    switch = Switch()
+    mailbox: Mailbox[int] = Mailbox(size=10, switch=switch)
+    switch.pause()
+    mailbox.put(1)
+
+    mailbox.close()
+
+    assert mailbox.take(10) == [1]
+
+
+# What is put aside.
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest"])
+def test_what_is_put_aside_takes_room_until_its_turn_comes(overflow: str) -> None:
+    mailbox: Mailbox[int] = Mailbox(size=2, overflow=overflow)
+    put_all(mailbox, range(2))
+    mailbox.take(2, wait_seconds=0)
+    mailbox.put_aside(2)
+
+    assert put_all(mailbox, range(2, 4)) == [False, False]  # there is none older to drop
+    mailbox.put_aside(-1)
+    assert put_all(mailbox, range(4, 6)) == [True, False]
+
+    kept = 5 if overflow == "drop_oldest" else 4
+    assert mailbox.take(10, wait_seconds=0) == [kept]
+
+
+def test_a_discard_leaves_what_is_in_hand_to_be_settled() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(5))
+    mailbox.take(2, wait_seconds=0)
+
+    assert mailbox.discard(CANCELLED) == 3
+
+    mailbox.settle(handled=1, failed=1)
+    stats = mailbox.stats()
+    assert (stats.handled, stats.failed, stats.dropped) == (1, 1, {CANCELLED: 3})
+    assert not mailbox.put(5)
+
+
+def test_what_was_put_aside_can_be_dropped_alone_and_makes_room() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=3)
+    put_all(mailbox, range(3))
+    mailbox.take(3, wait_seconds=0)
+    mailbox.put_aside(2)
+
+    mailbox.drop_aside(2, CANCELLED)
+
+    assert put_all(mailbox, range(3)) == [True, True, True]
+    stats = mailbox.stats()
+    assert (stats.dropped, stats.pending) == ({CANCELLED: 2}, 4)
+
+
+def test_after_an_abandon_nothing_is_dropped_twice() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=3)
+    put_all(mailbox, range(3))
+    mailbox.take(3, wait_seconds=0)
+    mailbox.put_aside(2)
+    mailbox.abandon(DRAIN_TIMEOUT)
+
+    mailbox.drop_aside(2, CANCELLED)
+
+    assert mailbox.stats().dropped == {DRAIN_TIMEOUT: 3}
+
+
 class Conservation(RuleBasedStateMachine):
     """Whatever happens in whatever order, every event is accounted for."""
 
@@ -156,6 +326,7 @@ class Conservation(RuleBasedStateMachine):
         super().__init__()
         self.mailbox: Mailbox[int] = Mailbox(size=3, overflow="drop_oldest")
         self.in_hand = 0
+        self.aside = 0  # of those in hand
         self.put_count = 0
 
     @rule()
@@ -172,7 +343,25 @@ class Conservation(RuleBasedStateMachine):
     def take(self, demand: int) -> None:
         self.in_hand += len(self.mailbox.take(demand, wait_seconds=0))
 
-    @precondition(lambda self: self.in_hand)
+    @precondition(lambda self: self.in_hand > self.aside)
+    @rule()
+    def put_aside(self) -> None:
+        self.mailbox.put_aside(1)
+        self.aside += 1
+
+    @precondition(lambda self: self.aside)
+    @rule()
+    def take_up_again(self) -> None:
+        self.mailbox.put_aside(-1)
+        self.aside -= 1
+
+    @rule()
+    def drop_aside(self) -> None:
+        self.mailbox.drop_aside(self.aside, CANCELLED)
+        self.in_hand -= self.aside
+        self.aside = 0
+
+    @precondition(lambda self: self.in_hand > self.aside)
     @rule(outcome=st.sampled_from(["handled", "declined", "failed"]))
     def settle(self, outcome: str) -> None:
         self.mailbox.settle(**{outcome: 1})
@@ -183,9 +372,14 @@ class Conservation(RuleBasedStateMachine):
         self.mailbox.close()
 
     @rule()
+    def discard(self) -> None:
+        self.mailbox.discard(CANCELLED)
+
+    @rule()
     def abandon(self) -> None:
         self.mailbox.abandon(DRAIN_TIMEOUT)
-        self.in_hand = 0
+        self.mailbox.put_aside(-self.aside)
+        self.in_hand = self.aside = 0
 
     @invariant()
     def every_event_is_accounted_for(self) -> None:
