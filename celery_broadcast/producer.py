@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,20 +17,20 @@ import blinker
 import msgspec
 
 from celery_broadcast import fork, notices
+from celery_broadcast.consumers import Consumers, finish
 from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Delivery, Dispatcher
+from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import Event, JobStarted
 from celery_broadcast.ledger import Ledger
-from celery_broadcast.losses import Losses, say_died
-from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.losses import say_died
 from celery_broadcast.reader import Reader
 from celery_broadcast.selection import Kind, kind_of
 from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
 from celery_broadcast.station import hands
-from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
+from celery_broadcast.subscription import Registry
 from celery_broadcast.throttle import Throttle
 from celery_broadcast.waiting import wait_until_set
 
@@ -44,10 +44,6 @@ INBOX_SIZE = 100_000
 # How long a drain waits for the producer's thread, however short its own
 # deadline: only a receiver of a notice that doesn't return can hold it up.
 _GRACE_SECONDS = 1.0
-
-# How long a drain waits, after its deadline, for coroutines that it has cancelled: the
-# process may be about to end, and theirs to clean up with it.
-_CLEANUP_SECONDS = 0.2
 
 _SECONDS_BETWEEN_TROUBLES = 60.0
 
@@ -125,25 +121,15 @@ class Producer:
         self._is_more_to_drain = False
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
-        self._losses: dict[str, Losses] = {}
+        #: Those of this process, known to the producer's thread.
+        self.consumers: Consumers = Consumers(self._settings, self._registry, self.ledger)
         self._stopping: tuple[Crew | Reader, ...] = ()
         self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
-        self._forget_consumers()
 
     def share(self, slots: Slots) -> None:
         """Count, in a pool process, where the main process can read it."""
         self._slots = slots
         self.ledger.share(slots)
-
-    def _forget_consumers(self) -> None:
-        self._consumers: dict[str, Crew | Reader] = {}
-        self._leaving: list[Crew | Reader] = []
-        self._dispatcher = Dispatcher()
-        self._known: tuple[Subscription, ...] = ()
-        self._loss_line_due_at: float | None = None
-        self._look_due_at: float | None = None
-        self._are_batches_asked_for = False
-        self._is_any_watched = False
 
     def notify(self, event: Event) -> None:
         """Publish an event; never block, never raise."""
@@ -303,12 +289,11 @@ class Producer:
 
     def _serve(self) -> None:
         """Move events from the inbox to the mailboxes, until a drain is requested."""
-        self._take_up_subscriptions()
+        self.consumers.take_up()
         self._say_started()
         while not isinstance(item := self._next_item(), _DrainRequest):
             try:
-                if self._registry.subscriptions is not self._known:
-                    self._take_up_subscriptions()
+                self.consumers.take_up()
                 if self._refused:
                     self._count_refused()
                 if isinstance(item, Delivery):
@@ -320,11 +305,7 @@ class Producer:
                 logger.exception("broadcast can't deliver %s; it is lost", what)
             del item  # or the last event of the process, and its result, would live on
         self._count_refused()
-        self._end_streams()
-        self._stopping = (*self._leaving, *self._consumers.values())
-        self._forget_consumers()
-        for consumer in self._stopping:
-            consumer.stop()
+        self._stopping = self.consumers.stop()
         item.reached.set()
 
     def _deliver(self, delivery: Delivery) -> None:
@@ -336,11 +317,7 @@ class Producer:
     def _dispatch(self, delivery: Delivery) -> None:
         # First: what a consumer may have heard, nobody tells again.
         self._say_told(delivery)
-        if self._are_batches_asked_for:
-            delivery.dispatched_at = time.monotonic()
-        self._note_losses(self._dispatcher.dispatch(delivery))
-        if self._is_any_watched and self._look_due_at is None:
-            self._look_at_calls(time.monotonic())
+        self.consumers.dispatch(delivery)
 
     def _say_told(self, delivery: Delivery) -> None:
         if delivery.note is None or self._slots is None or self._slots.mine is None:
@@ -355,7 +332,7 @@ class Producer:
             self._slots.mine.count_dispatched()
 
     def _say_started(self) -> None:
-        names = list(self._consumers)
+        names = self.consumers.names()
         if names:
             count = "1 consumer" if len(names) == 1 else f"{len(names)} consumers"
             logger.info("broadcast is on: %s (%s) in pid %d", count, ", ".join(names), os.getpid())
@@ -370,113 +347,24 @@ class Producer:
     def _next_item(self) -> Delivery | _DrainRequest | Callable[[], None]:
         """Wait for the next item; do meanwhile what it is time for."""
         while True:
-            dues = [due for due in (self._loss_line_due_at, self._look_due_at) if due is not None]
-            if not dues:
+            due_at = self.consumers.due_at
+            if due_at is None:
                 return self._inbox.get()
-            wait_seconds = min(dues) - time.monotonic()
+            wait_seconds = due_at - time.monotonic()
             if wait_seconds <= 0.0:
-                self._do_what_is_due(time.monotonic())
+                self.consumers.do_what_is_due(time.monotonic())
                 continue
             try:
                 return self._inbox.get(timeout=wait_seconds)
             except queue.Empty:
                 continue
 
-    def _do_what_is_due(self, now: float) -> None:
-        """Say what consumers lost, and which of their calls are stuck."""
-        if self._loss_line_due_at is not None and self._loss_line_due_at <= now:
-            self._say_losses(now)
-        if self._look_due_at is not None and self._look_due_at <= now:
-            self._look_at_calls(now)
-
-    def _look_at_calls(self, now: float) -> None:
-        """Say which calls are stuck, and plan the next look.
-
-        Needed only while a consumer has something to do, of which this thread
-        is the first to know.
-        """
-        waits = [crew.look(now) for crew in self._consumers.values()]
-        soonest = min((wait for wait in waits if wait is not None), default=None)
-        self._look_due_at = None if soonest is None else now + soonest
-
-    def _take_up_subscriptions(self) -> None:
-        """Give each new subscription a mailbox and threads; take them from cancelled ones."""
-        self._known = self._registry.subscriptions
-        self._let_go_of_cancelled()
-        for subscription in self._known:
-            name = subscription.name
-            if name in self._consumers or subscription.switch.is_cancelled:
-                continue
-            crew = self._new_crew(subscription)
-            crew.start()
-            self._losses.setdefault(name, Losses(name))
-            self._consumers[name] = crew
-            self._dispatcher.add(name, subscription.selection, crew.mailbox)
-        known = [crew.subscription for crew in self._consumers.values()]
-        self._are_batches_asked_for = any(each.batch is not None for each in known)
-        self._is_any_watched = any(each.stuck_after is not None for each in known)
-
-    def _new_crew(self, subscription: Subscription) -> Crew | Reader:
-        if isinstance(subscription.reader, Reader):
-            return subscription.reader
-        return Crew(subscription, self.mailbox_for(subscription))
-
-    def _let_go_of_cancelled(self) -> None:
-        """Send nothing more to cancelled consumers, and to those declared anew since."""
-        known = {subscription.name: subscription for subscription in self._known}
-        for name, crew in list(self._consumers.items()):
-            is_cancelled = crew.subscription.switch.is_cancelled
-            # Its switch is what is its own: a stream is registered as a copy.
-            is_another = name in known and known[name].switch is not crew.subscription.switch
-            if is_cancelled or is_another:
-                if not is_cancelled:
-                    crew.stop()  # it handles what waits, as its successor begins
-                self._dispatcher.remove(name)
-                self._leaving.append(self._consumers.pop(name))
-                self._note_losses((name,))
-        self._leaving = [crew for crew in self._leaving if not crew.has_ended()]
-
-    def _end_streams(self) -> None:
-        """Let the streams be over, also those that have not been taken up: no event came since."""
-        for subscription in self._registry.subscriptions:
-            if subscription.reader is not None:
-                subscription.reader.stop()
-
-    def mailbox_for(self, subscription: Subscription) -> Mailbox[Delivery]:
-        """Return a new mailbox, as the subscription and the settings want it; on any thread."""
-        size = subscription.mailbox_size
-        return Mailbox(
-            size=self._settings.mailbox_size if size == FROM_SETTINGS else size,
-            overflow=subscription.overflow or self._settings.overflow,
-            counts=self.ledger.counts(subscription.name),
-            switch=subscription.switch,
-        )
-
     def _count_refused(self) -> None:
         """Count what found the inbox full as dropped, for each consumer that wanted it."""
         with self._refusing:
             refused, self._refused = self._refused, Counter()
         for kind, count in refused.items():
-            self._note_losses(self._dispatcher.refuse(kind, count, INBOX_FULL))
-
-    def _note_losses(self, consumers: Collection[str]) -> None:
-        if not consumers:
-            return
-        now = time.monotonic()
-        for name in consumers:
-            self._losses[name].note(now)
-        self._plan_loss_line(now)
-
-    def _plan_loss_line(self, now: float) -> None:
-        waits = (losses.due_in(now) for losses in self._losses.values())
-        soonest = min((wait for wait in waits if wait is not None), default=None)
-        self._loss_line_due_at = None if soonest is None else now + soonest
-
-    def _say_losses(self, now: float) -> None:
-        for name, losses in self._losses.items():
-            if losses.due_in(now) == 0.0:
-                losses.say(self.ledger.counts(name).stats().dropped, now)
-        self._plan_loss_line(now)
+            self.consumers.refuse(kind, count, INBOX_FULL)
 
     # On the thread that drains.
 
@@ -496,7 +384,7 @@ class Producer:
     def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()
         if self._thread is None and self._inbox.empty():
-            self._end_streams()
+            self.consumers.end_streams()
             return Drained()
         handled_before = self._handled()
         left: Counter[str] = Counter()
@@ -508,20 +396,7 @@ class Producer:
         if not wait_until_set(request.reached, max(deadline, grace)):
             left += self._drop_inbox(request)
         # While the thread goes on all the same, they are still its own.
-        consumers = (*self._leaving, *self._consumers.values(), *self._stopping)
-        cancelled = []
-        try:
-            for consumer in consumers:
-                consumer.finish(deadline)
-        finally:  # Ctrl-C too
-            for consumer in consumers:
-                if not consumer.has_ended():
-                    left[consumer.name] += consumer.abandon(DRAIN_TIMEOUT)
-                    if consumer.subscription.is_async:
-                        cancelled.append(consumer)
-        cleaned_up_by = time.monotonic() + _CLEANUP_SECONDS
-        for consumer in cancelled:
-            consumer.finish(cleaned_up_by)
+        left += finish((*self.consumers.all(), *self._stopping), deadline)
         drained = Drained(handled=self._handled() - handled_before, left=left.total())
         self._say_drained(drained, left, time.monotonic() - started)
         return drained
@@ -538,16 +413,14 @@ class Producer:
                 item = self._inbox.get_nowait()
                 if isinstance(item, Delivery):
                     self._say_told(item)
-                    left.update(self._dispatcher.refuse(kind_of(item.event), 1, DRAIN_TIMEOUT))
+                    left.update(self.consumers.refuse(kind_of(item.event), 1, DRAIN_TIMEOUT))
                     self._count_dispatched()
         self._inbox.put(request)  # for the thread, when it goes on
         logger.error("broadcast can't stop its thread: some receiver of a notice doesn't return")
         return left
 
     def _say_drained(self, drained: Drained, left: Counter[str], seconds: float) -> None:
-        now = time.monotonic()
-        for name, losses in self._losses.items():
-            losses.say(self.ledger.counts(name).stats().dropped, now)
+        self.consumers.say_all_losses(time.monotonic())
         if drained.left:
             shares = ", ".join(f"{name}: {count}" for name, count in left.items() if count)
             logger.warning(

@@ -76,7 +76,7 @@ class Stream(Generic[E_co]):
         return self
 
     def _open(self, subscription: Subscription, producer: Producer) -> Reader:
-        reader = Reader(subscription, producer.mailbox_for(subscription))
+        reader = Reader(subscription, producer.consumers.mailbox_for(subscription))
         registry.add(replace(subscription, reader=reader))
         return reader
 

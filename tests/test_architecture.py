@@ -70,11 +70,14 @@ MAY_IMPORT = {
     "reader": {
         *("counts", "dispatcher", "fork", "mailbox", "station", "subscription", "waiting"),
     },
+    "consumers": {
+        *("counts", "crew", "dispatcher", "ledger", "losses", "mailbox", "reader", "selection"),
+        *("settings", "subscription"),
+    },
     "producer": {
-        *("counts", "crew", "dispatcher", "errors", "events", "fork", "ledger", "losses"),
-        *("mailbox", "notices", "reader", "selection", "settings", "slots", "station"),
-        "subscription",
-        *("throttle", "waiting"),
+        *("consumers", "counts", "crew", "dispatcher", "errors", "events", "fork", "ledger"),
+        *("losses", "notices", "reader", "selection", "settings", "slots", "station"),
+        *("subscription", "throttle", "waiting"),
     },
     # What has started and not ended, whatever dies.
     "slots": {"fork"},

@@ -672,6 +672,7 @@ def test_a_drain_waits_for_a_consumer_that_another_of_its_name_has_replaced(
     for event in numbered(2):
         producer.notify(event)
     at_work.wait(10)
+    wait_until(lambda: producer.stats()["store"].pending == 2)
 
     class Second(Consumer):
         def handle(self, event: JobEvent) -> None:
@@ -698,6 +699,7 @@ def test_what_a_replaced_consumer_leaves_at_the_deadline_is_counted(
     for event in numbered(3):
         producer.notify(event)
     stuck.stuck.wait(10)
+    wait_until(lambda: producer.stats()["store"].pending == 3)
     producer._registry.subscriptions = (subscribe(lambda _: None, "store"),)
     producer.notify(make_event(JobFinished))
     wait_until(lambda: producer.stats()["store"].handled == 1)
@@ -772,23 +774,23 @@ def test_a_process_whose_consumers_have_nothing_to_do_is_not_woken_to_look_at_th
     recorder = Recorder()
     producer = make_producer(subscribe(recorder, "store", stuck_after=0.01))
     looks: list[float] = []
-    look = producer._look_at_calls
+    look = producer.consumers._look_at_calls
 
     def count_looks(now: float) -> None:
         looks.append(now)
         look(now)
 
-    producer._look_at_calls = count_looks  # type: ignore[method-assign]
+    producer.consumers._look_at_calls = count_looks  # type: ignore[method-assign]
     producer.notify(make_event(JobFinished))
     recorder.wait_for(1)
 
-    wait_until(lambda: bool(looks) and producer._look_due_at is None)
+    wait_until(lambda: bool(looks) and producer.consumers._look_due_at is None)
     so_far = len(looks)
     producer.announce(notices.attempt_lost)  # it wakes the thread, for something else
     producer.notify(make_event(JobFinished))
     recorder.wait_for(2)
 
-    wait_until(lambda: len(looks) > so_far and producer._look_due_at is None)
+    wait_until(lambda: len(looks) > so_far and producer.consumers._look_due_at is None)
 
 
 def test_nobody_is_looked_at_where_nobody_asked_for_it(make_producer: MakeProducer) -> None:
@@ -797,5 +799,5 @@ def test_nobody_is_looked_at_where_nobody_asked_for_it(make_producer: MakeProduc
     producer.notify(make_event(JobFinished))
     stuck.stuck.wait(10)
 
-    assert producer._look_due_at is None
+    assert producer.consumers._look_due_at is None
     stuck.freed.set()

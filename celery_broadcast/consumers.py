@@ -1,0 +1,222 @@
+"""The consumers of a process: who is there, who gets what, and what they lose by it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection
+
+from celery_broadcast.counts import DRAIN_TIMEOUT
+from celery_broadcast.crew import Crew
+from celery_broadcast.dispatcher import Delivery, Dispatcher
+from celery_broadcast.ledger import Ledger
+from celery_broadcast.losses import Losses
+from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.reader import Reader
+from celery_broadcast.selection import Kind
+from celery_broadcast.settings import Settings
+from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
+
+# How long a drain waits, after its deadline, for coroutines that it has cancelled: the
+# process may be about to end, and theirs to clean up with it.
+_CLEANUP_SECONDS = 0.2
+
+
+class Consumers:
+    """Those of one process. Belongs to the producer's thread, but for `mailbox_for`.
+
+    Args:
+        settings: sizes and policies.
+        registry: the subscriptions; later ones are taken up as they come.
+        ledger: knows where each consumer is counted.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, ledger: Ledger) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._ledger = ledger
+        self._losses: dict[str, Losses] = {}
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._here: dict[str, Crew | Reader] = {}
+        self._leaving: list[Crew | Reader] = []
+        self._known: tuple[Subscription, ...] = ()
+        self._dispatcher = Dispatcher()
+        self._are_batches_asked_for = False
+        self._is_any_watched = False
+        self._loss_line_due_at: float | None = None
+        self._look_due_at: float | None = None
+
+    def names(self) -> list[str]:
+        """Return the names of those who get events."""
+        return list(self._here)
+
+    def all(self) -> tuple[Crew | Reader, ...]:
+        """Return all that have something to do, cancelled ones too."""
+        return (*self._leaving, *self._here.values())
+
+    # Who is there.
+
+    def take_up(self) -> None:
+        """Look whether there are other subscriptions than before.
+
+        Each new one gets a mailbox and threads, and a cancelled one no more events.
+        """
+        if self._registry.subscriptions is self._known:
+            return
+        self._known = self._registry.subscriptions
+        self._let_go()
+        for subscription in self._known:
+            name = subscription.name
+            if name in self._here or subscription.switch.is_cancelled:
+                continue
+            crew = self._new_crew(subscription)
+            crew.start()
+            self._losses.setdefault(name, Losses(name))
+            self._here[name] = crew
+            self._dispatcher.add(name, subscription.selection, crew.mailbox)
+        known = [crew.subscription for crew in self._here.values()]
+        self._are_batches_asked_for = any(each.batch is not None for each in known)
+        self._is_any_watched = any(each.stuck_after is not None for each in known)
+
+    def _new_crew(self, subscription: Subscription) -> Crew | Reader:
+        if isinstance(subscription.reader, Reader):
+            return subscription.reader
+        return Crew(subscription, self.mailbox_for(subscription))
+
+    def _let_go(self) -> None:
+        """Send nothing more to cancelled consumers, and to those declared anew since."""
+        known = {subscription.name: subscription for subscription in self._known}
+        for name, crew in list(self._here.items()):
+            is_cancelled = crew.subscription.switch.is_cancelled
+            # Its switch is what is its own: a stream is registered as a copy.
+            is_another = name in known and known[name].switch is not crew.subscription.switch
+            if is_cancelled or is_another:
+                if not is_cancelled:
+                    crew.stop()  # it handles what waits, as its successor begins
+                self._dispatcher.remove(name)
+                self._leaving.append(self._here.pop(name))
+                self._note_losses((name,))
+        self._leaving = [crew for crew in self._leaving if not crew.has_ended()]
+
+    def mailbox_for(self, subscription: Subscription) -> Mailbox[Delivery]:
+        """Return a new mailbox, as the subscription and the settings want it; on any thread."""
+        size = subscription.mailbox_size
+        return Mailbox(
+            size=self._settings.mailbox_size if size == FROM_SETTINGS else size,
+            overflow=subscription.overflow or self._settings.overflow,
+            counts=self._ledger.counts(subscription.name),
+            switch=subscription.switch,
+        )
+
+    def stop(self) -> tuple[Crew | Reader, ...]:
+        """Let all handle what waits and then end; the next event finds none of them here.
+
+        Returns:
+            Those to be waited for.
+        """
+        self.end_streams()
+        stopping = self.all()
+        self._begin_anew()
+        for crew in stopping:
+            crew.stop()
+        return stopping
+
+    def end_streams(self) -> None:
+        """Let the streams be over, also those that have not been taken up: no event came since."""
+        for subscription in self._registry.subscriptions:
+            if subscription.reader is not None:
+                subscription.reader.stop()
+
+    # Who gets what.
+
+    def dispatch(self, delivery: Delivery) -> None:
+        """Give an event to everyone who wants it."""
+        if self._are_batches_asked_for:
+            delivery.dispatched_at = time.monotonic()
+        self._note_losses(self._dispatcher.dispatch(delivery))
+        if self._is_any_watched and self._look_due_at is None:
+            self._look_at_calls(time.monotonic())
+
+    def refuse(self, kind: Kind, count: int, reason: str) -> list[str]:
+        """Count events that were dropped on their way; return who has lost them."""
+        losers = self._dispatcher.refuse(kind, count, reason)
+        self._note_losses(losers)
+        return losers
+
+    # What is to be said of it.
+
+    @property
+    def due_at(self) -> float | None:
+        """When it is time for `do_what_is_due`, by the monotonic clock; None is not yet known."""
+        dues = [due for due in (self._loss_line_due_at, self._look_due_at) if due is not None]
+        return min(dues, default=None)
+
+    def do_what_is_due(self, now: float) -> None:
+        """Say what consumers lost, and which of their calls are stuck."""
+        if self._loss_line_due_at is not None and self._loss_line_due_at <= now:
+            self._say_losses(now)
+        if self._look_due_at is not None and self._look_due_at <= now:
+            self._look_at_calls(now)
+
+    def say_all_losses(self, now: float) -> None:
+        """Say what was lost since the last time, also what isn't due yet."""
+        for name, losses in self._losses.items():
+            losses.say(self._ledger.counts(name).stats().dropped, now)
+
+    def _look_at_calls(self, now: float) -> None:
+        """Say which calls are stuck, and plan the next look.
+
+        Needed only while a consumer has something to do, of which this thread
+        is the first to know.
+        """
+        waits = [crew.look(now) for crew in self._here.values()]
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        self._look_due_at = None if soonest is None else now + soonest
+
+    def _note_losses(self, names: Collection[str]) -> None:
+        if not names:
+            return
+        now = time.monotonic()
+        for name in names:
+            self._losses[name].note(now)
+        self._plan_loss_line(now)
+
+    def _plan_loss_line(self, now: float) -> None:
+        waits = (losses.due_in(now) for losses in self._losses.values())
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        self._loss_line_due_at = None if soonest is None else now + soonest
+
+    def _say_losses(self, now: float) -> None:
+        for name, losses in self._losses.items():
+            if losses.due_in(now) == 0.0:
+                losses.say(self._ledger.counts(name).stats().dropped, now)
+        self._plan_loss_line(now)
+
+
+def finish(stopping: Collection[Crew | Reader], deadline: float) -> Counter[str]:
+    """Wait until those that were stopped are done; what they leave is counted as dropped.
+
+    Args:
+        stopping: all of them.
+        deadline: when to go on all the same, by the monotonic clock.
+
+    Returns:
+        How many events each of them left.
+    """
+    left: Counter[str] = Counter()
+    cancelled = []
+    try:
+        for crew in stopping:
+            crew.finish(deadline)
+    finally:  # Ctrl-C too
+        for crew in stopping:
+            if not crew.has_ended():
+                left[crew.name] += crew.abandon(DRAIN_TIMEOUT)
+                if crew.subscription.is_async:
+                    cancelled.append(crew)
+    cleaned_up_by = time.monotonic() + _CLEANUP_SECONDS
+    for crew in cancelled:
+        crew.finish(cleaned_up_by)
+    return left
