@@ -449,9 +449,18 @@ def test_at_the_deadline_of_a_drain_coroutines_are_cancelled_and_clean_up(
 
 def test_after_the_deadline_nothing_is_begun_that_waited_behind_a_key() -> None:
     gate = Gate()
+    asked: list[str] = []
+
+    def select(event: JobEvent) -> bool:
+        asked.append(event.task_id)
+        return True
 
     with working(
-        gate.handle, of_customers(*"aaaa"), concurrency=2, partition_by=by_customer
+        gate.handle,
+        of_customers(*"aaaa"),
+        concurrency=2,
+        partition_by=by_customer,
+        selector=select,
     ) as crew:
         gate.wait_for(1)
         wait_until(lambda: not crew.mailbox._waiting)
@@ -461,6 +470,7 @@ def test_after_the_deadline_nothing_is_begun_that_waited_behind_a_key() -> None:
         crew.finish(time.monotonic() + 10)
         assert crew._threads[0].has_ended
         assert gate.left == ["0"]
+        assert asked == ["0"]
 
 
 def test_a_coroutine_that_makes_an_error_of_its_cancellation_is_not_tried_again() -> None:

@@ -671,6 +671,7 @@ def test_a_drain_waits_for_a_consumer_that_another_of_its_name_has_replaced(
     producer = make_producer(subscribe(first, "store"))
     for event in numbered(2):
         producer.notify(event)
+    wait_until(lambda: producer.stats()["store"].offered == 2)
     at_work.wait(10)
     wait_until(lambda: producer.stats()["store"].pending == 2)
 
@@ -698,6 +699,7 @@ def test_what_a_replaced_consumer_leaves_at_the_deadline_is_counted(
     producer = make_producer(subscribe(stuck, "store"))
     for event in numbered(3):
         producer.notify(event)
+    wait_until(lambda: producer.stats()["store"].offered == 3)
     stuck.stuck.wait(10)
     wait_until(lambda: producer.stats()["store"].pending == 3)
     producer._registry.subscriptions = (subscribe(lambda _: None, "store"),)
