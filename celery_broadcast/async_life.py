@@ -12,9 +12,10 @@ from typing import Any
 
 from celery_broadcast import django_connections, notices, stacks
 from celery_broadcast.consumer import Consumer
+from celery_broadcast.counts import CANCELLED
 from celery_broadcast.intake import Work
 from celery_broadcast.life import say_no_setup, say_no_teardown
-from celery_broadcast.station import Station, hands
+from celery_broadcast.station import NotBegunError, Station, hands
 from celery_broadcast.waiting import call_on_loop
 
 
@@ -56,7 +57,8 @@ class AsyncLife:
     async def _live(self, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
-        self._stop_requested, self._look_again = asyncio.Event(), asyncio.Event()
+        self._stop_requested, self._is_cancelled = asyncio.Event(), asyncio.Event()
+        self._look_again = asyncio.Event()
         self._station.on_turn = partial(call_on_loop, loop, partial(self._turn, main))
         self._turn(main)  # what came before
         timer = None
@@ -77,6 +79,8 @@ class AsyncLife:
         """Look at what was asked of the consumer; on its event loop."""
         if self._station.stop_requested.is_set():
             self._stop_requested.set()
+        if self._station.is_cancelled.is_set():
+            self._is_cancelled.set()
         if self._station.is_over.is_set() and main is not None:
             self._cut_off(main)
 
@@ -88,7 +92,7 @@ class AsyncLife:
 
     async def _set_up(self) -> None:
         try:
-            async with self._call("its setup"), django_connections.around_async_call():
+            async with self._call(what="its setup"), django_connections.around_async_call():
                 consumer = self._station.subscription.make_consumer()
                 await _awaited(consumer.setup())
         except BaseException as error:
@@ -103,7 +107,7 @@ class AsyncLife:
         if consumer is None:
             return
         try:
-            async with self._call("its teardown"), django_connections.around_async_call():
+            async with self._call(what="its teardown"), django_connections.around_async_call():
                 await _awaited(consumer.teardown())
         except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
             say_no_teardown(self._station.name, error)
@@ -176,6 +180,8 @@ class AsyncLife:
         argument = station.argument(work.deliveries)
         try:
             await self._call_consumer(argument)
+        except NotBegunError:
+            station.drop(work, CANCELLED)
         except BaseException as error:
             if self._is_over:
                 return  # cancelled; whoever cut it off counts it
@@ -205,13 +211,13 @@ class AsyncLife:
             await _awaited(self._consumer.handle(argument))
 
     async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._stop_requested.wait(), seconds)
+        await _wait(self._stop_requested, seconds)
 
     async def _keep_to_rate(self) -> None:
         rate_limit = self._station.rate_limit
-        while rate_limit is not None and (seconds := rate_limit.take()):  # noqa: ASYNC110
-            await asyncio.sleep(seconds)  # nobody knows of a token before
+        while rate_limit is not None and (seconds := rate_limit.take()):
+            if await _wait(self._is_cancelled, seconds):
+                raise NotBegunError
 
     async def _cancel_in_flight(self) -> None:
         for task in self._in_flight:
@@ -220,11 +226,12 @@ class AsyncLife:
             await asyncio.wait(self._in_flight)
 
     @contextlib.asynccontextmanager
-    async def _call(self, what: Any) -> AsyncIterator[None]:
+    async def _call(self, event: Any = None, what: str | None = None) -> AsyncIterator[None]:
         if self._station.calls is None:
             yield
             return
-        call = self._station.begin_call(what, stacks.of_task(asyncio.current_task()))
+        stack = stacks.of_task(asyncio.current_task())
+        call = self._station.begin_call(event, what, stack)
         try:
             yield
         finally:
@@ -234,3 +241,10 @@ class AsyncLife:
 async def _awaited(result: Any) -> Any:
     """Return what a method gives, which may be a coroutine or not."""
     return await result if inspect.isawaitable(result) else result
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, so long at most; return whether it is set."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()

@@ -6,11 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from celery_broadcast import django_connections
 from celery_broadcast.batch import Batch
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.mailbox import Mailbox
@@ -40,10 +39,11 @@ class Intake:
     Args:
         mailbox: where the events are.
         batch: the size of the batches; None is one event after the other.
-        partition_by: gives the key of an event; None is none.
+        key_of: gives the key of an event, and raises what the consumer's own code
+            does; None is without keys.
         is_wanted: tells whether an event belongs into a batch; if not, it has
             been settled.
-        fail: settles and says that `partition_by` raised on an event.
+        fail: settles and says that `key_of` raised on an event.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Intake:
         mailbox: Mailbox[Delivery],
         *,
         batch: Batch | None = None,
-        partition_by: Callable[[Any], Hashable] | None = None,
+        key_of: Callable[[Delivery], Hashable] | None = None,
         is_wanted: Callable[[Delivery], bool],
         fail: Callable[[Delivery, BaseException], None],
     ) -> None:
         self._mailbox = mailbox
         self._batch = batch
-        self._partition_by = partition_by
+        self._key_of = key_of
         self._is_wanted = is_wanted
         self._fail = fail
         self._to_ask: deque[Delivery] = deque()  # taken, not known to be wanted
@@ -73,8 +73,8 @@ class Intake:
         """Return what is to be handled next, None if that isn't there yet."""
         if self._batch is not None:
             return self._collect(self._batch)
-        if self._partition_by is not None:
-            return self._take_by_key(self._partition_by)
+        if self._key_of is not None:
+            return self._take_by_key(self._key_of)
         taken = self._mailbox.take(1, wait_seconds=0)
         return Work(taken) if taken else None
 
@@ -117,12 +117,11 @@ class Intake:
         collected, self._collected = self._collected, []
         return Work(collected)
 
-    def _take_by_key(self, partition_by: Callable[[Any], Hashable]) -> Work | None:
+    def _take_by_key(self, key_of: Callable[[Delivery], Hashable]) -> Work | None:
         while taken := self._mailbox.take(1, wait_seconds=0):
             (delivery,) = taken
             try:
-                with django_connections.around_call():
-                    key = partition_by(delivery.event)
+                key = key_of(delivery)
                 with self._partitioning:
                     is_free = self._partitions.begin(key, delivery)
             except BaseException as error:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 
-from celery_broadcast import django_connections, notices, stacks
+from celery_broadcast import django_connections, notices
 from celery_broadcast.consumer import Consumer
+from celery_broadcast.counts import CANCELLED
 from celery_broadcast.intake import NO_KEY, Work
-from celery_broadcast.station import Station, hands
+from celery_broadcast.station import NotBegunError, Station, hands
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Life:
         Raises:
             BaseException: whatever the consumer raised.
         """
-        with self._call("its setup"), django_connections.around_call():
+        with self._station.call(what="its setup"):
             consumer = self._station.subscription.make_consumer()
             consumer.setup()
         self._consumer = consumer
@@ -97,7 +97,7 @@ class Life:
         if consumer is None:
             return
         try:
-            with self._call("its teardown"), django_connections.around_call():
+            with self._station.call(what="its teardown"):
                 consumer.teardown()
         except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
             say_no_teardown(self._station.name, error)
@@ -136,6 +136,8 @@ class Life:
                 self._consumer.handle(deliveries[0].event)  # type: ignore[union-attr]
             else:
                 self._call_consumer(station.argument(deliveries))
+        except NotBegunError:
+            station.drop(work, CANCELLED)
         except BaseException as error:
             station.settle_failed(work, error)
             if not isinstance(error, Exception):
@@ -160,25 +162,14 @@ class Life:
         self._keep_to_rate()
         if self._station.is_over.is_set():
             return  # and all is counted as dropped
-        with self._call(argument), django_connections.around_call():
+        with self._station.call(argument):
             self._consumer.handle(argument)
 
     def _keep_to_rate(self) -> None:
         rate_limit = self._station.rate_limit
         while rate_limit is not None and (seconds := rate_limit.take()):
-            if self._station.is_over.wait(seconds):
-                return
-
-    @contextlib.contextmanager
-    def _call(self, what: Any) -> Iterator[None]:
-        if self._station.calls is None:
-            yield
-            return
-        call = self._station.begin_call(what, stacks.of_this_thread())
-        try:
-            yield
-        finally:
-            self._station.end_call(call)
+            if self._station.is_cancelled.wait(seconds):
+                raise NotBegunError
 
 
 def say_no_setup(consumer: str, error: BaseException) -> None:

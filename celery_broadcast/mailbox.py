@@ -158,12 +158,16 @@ class Mailbox(Generic[T]):
             self._aside += count
 
     def drop_aside(self, count: int, reason: str) -> int:
-        """Drop events that were put aside; return how many are counted as dropped by it.
+        """Drop events that were put aside; return how many are counted as dropped by it."""
+        self.put_aside(-count)
+        return self.drop_in_hand(count, reason)
+
+    def drop_in_hand(self, count: int, reason: str) -> int:
+        """Drop events that were taken; return how many are counted as dropped by it.
 
         After `abandon` that is none: it has counted them.
         """
         with self._lock:
-            self._aside -= count
             count = min(count, self._in_hand)
             self._in_hand -= count
             self._counts.drop(count, reason)

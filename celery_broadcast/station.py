@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from typing import Any
 
-from celery_broadcast import django_connections
+from celery_broadcast import django_connections, stacks
 from celery_broadcast.calls import Call, Calls
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.failures import Failures, text_of
@@ -20,6 +21,10 @@ from celery_broadcast.subscription import Subscription
 
 #: The consumers in whose hands the present code runs; empty anywhere else.
 hands: ContextVar[AbstractSet[str]] = ContextVar("celery_broadcast_hands", default=frozenset())
+
+
+class NotBegunError(BaseException):
+    """The consumer was cancelled while an event in its hands waited for its turn."""
 
 
 class Station:
@@ -33,7 +38,7 @@ class Station:
         self.intake: Intake = Intake(
             mailbox,
             batch=subscription.batch,
-            partition_by=subscription.partition_by,
+            key_of=None if subscription.partition_by is None else self.key_of,
             is_wanted=self.is_wanted,
             fail=self.fail,
         )
@@ -43,7 +48,9 @@ class Station:
         self.stop_requested: threading.Event = threading.Event()
         #: Set when what it has in its hands is counted as dropped: it is to do no more.
         self.is_over: threading.Event = threading.Event()
-        #: Called, on any thread, after either of them is set.
+        #: Set when nothing is to be begun that only waits for its turn.
+        self.is_cancelled: threading.Event = threading.Event()
+        #: Called, on any thread, after one of them is set.
         self.on_turn: Callable[[], None] | None = None
         rate = subscription.rate_limit
         self.rate_limit: RateLimit | None = None if rate is None else RateLimit(rate)
@@ -67,6 +74,7 @@ class Station:
             How many events that waited are dropped.
         """
         left = self.mailbox.discard(reason) + self.intake.discard(reason)
+        self.is_cancelled.set()
         self._turn(self.stop_requested)
         return left
 
@@ -78,6 +86,7 @@ class Station:
         """
         left = self.mailbox.abandon(reason)
         self.is_over.set()
+        self.is_cancelled.set()
         self._turn(self.stop_requested)
         return left
 
@@ -106,7 +115,7 @@ class Station:
             return True
         before = hands.set(self.hands_for((delivery,)))
         try:
-            with django_connections.around_call():
+            with self.call(delivery.event, "its selector"):
                 is_wanted = bool(selector(delivery.event))
         except BaseException as error:
             self.fail(delivery, error)
@@ -119,27 +128,57 @@ class Station:
             self.mailbox.settle(declined=1)
         return is_wanted
 
+    def key_of(self, delivery: Delivery) -> Hashable:
+        """Return what `partition_by` says of an event.
+
+        Raises:
+            BaseException: what it raised.
+        """
+        assert self.subscription.partition_by is not None  # noqa: S101  # or nobody asks
+        with self.call(delivery.event, "its partition_by"):
+            return self.subscription.partition_by(delivery.event)
+
     def fail(self, delivery: Delivery, error: BaseException) -> None:
         """Settle and say that a part of the subscription raised on an event."""
         self.mailbox.settle(failed=1)
         self.failures.say_lost(delivery.event, error)
+
+    def drop(self, work: Work, reason: str) -> None:
+        """Count events that were in hand, and that the consumer was never called with."""
+        self.mailbox.drop_in_hand(len(work.deliveries), reason)
 
     def settle_failed(self, work: Work, error: BaseException) -> None:
         """Settle and say that the consumer raised."""
         self.mailbox.settle(failed=len(work.deliveries))
         self.failures.say_lost(self.argument(work.deliveries), error)
 
-    def begin_call(self, what: Any, stack: Callable[[], str]) -> Call | None:
+    @contextlib.contextmanager
+    def call(self, event: Any = None, what: str | None = None) -> Iterator[None]:
+        """Be around a call of the consumer's own code, on the thread that runs it.
+
+        Args:
+            event: what it is called with; None if that is nothing.
+            what: what is called, if it isn't `handle`.
+        """
+        call = None if self.calls is None else self.begin_call(event, what, stacks.of_this_thread())
+        try:
+            with django_connections.around_call():
+                yield
+        finally:
+            self.end_call(call)
+
+    def begin_call(self, event: Any, what: str | None, stack: Callable[[], str]) -> Call | None:
         """Note that a call begins, if somebody wants to know when it hangs.
 
         Args:
-            what: what the consumer is called with, or the name of its method.
+            event: as `call` is told, and so is `what`.
+            what: as above.
             stack: tells where it is, as text.
         """
         if self.calls is None:
             return None
-        event = None if isinstance(what, str) else what
-        call = Call(what if event is None else text_of(what), event, time.monotonic(), stack)
+        names = (name for name in (what, None if event is None else text_of(event)) if name)
+        call = Call(", asked about ".join(names), event, time.monotonic(), stack)
         self.calls.begin(call)
         return call
 

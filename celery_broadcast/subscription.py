@@ -74,8 +74,8 @@ class Subscription:
     def pause(self) -> None:
         """Let the events pile up in the mailbox, whose overflow policy holds.
 
-        What the consumer has in its hands goes on. A drain ends the pause: what
-        has piled up is handled then.
+        What the consumer has in its hands goes on. A drain handles what has piled
+        up; the next event finds the pause as it was.
         """
         self.switch.pause()
 

@@ -50,14 +50,23 @@ MAY_IMPORT = {
     "losses": {"counts", "notices", "throttle"},
     "failures": {"notices", "throttle"},
     "calls": {"notices"},
-    "intake": {"batch", "dispatcher", "django_connections", "mailbox", "partitions"},
+    "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
         *("calls", "dispatcher", "django_connections", "failures", "intake", "mailbox"),
-        *("rate_limit", "subscription"),
+        *("rate_limit", "stacks", "subscription"),
     },
-    "life": {"consumer", "django_connections", "intake", "notices", "stacks", "station"},
+    "life": {"counts", "consumer", "django_connections", "intake", "notices", "station"},
     "async_life": {
-        *("consumer", "django_connections", "intake", "life", "notices", "stacks", "station"),
+        *(
+            "consumer",
+            "counts",
+            "django_connections",
+            "intake",
+            "life",
+            "notices",
+            "stacks",
+            "station",
+        ),
         "waiting",
     },
     "consumer_thread": {

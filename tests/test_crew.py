@@ -808,6 +808,51 @@ def test_a_call_takes_a_token_which_the_threads_share_and_an_abandon_wakes_who_w
     assert crew.has_ended()
 
 
+released = threading.Event()
+
+
+async def handle_never(event: JobEvent) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("consumer", [BrokenConsumerOfBatches, handle_never])
+def test_a_cancel_does_not_wait_for_a_token(consumer: Any) -> None:
+    crew, limit = crew_with_tokens(0, consumer, 3)
+    limit.asked_in_vain.wait(10)
+
+    crew.cancel()
+
+    assert crew.finish(time.monotonic() + 10)
+    assert crew.mailbox.stats().dropped == {CANCELLED: 3}
+    assert crew.mailbox.stats().pending == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"selector": lambda _: released.wait(10)}, "its selector"),
+        (
+            {"partition_by": lambda _: released.wait(10), "concurrency": 2},
+            "its partition_by",
+        ),
+    ],
+    ids=["selector", "partition_by"],
+)
+def test_what_is_asked_about_an_event_can_hang_too(
+    options: dict[str, Any], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    released.clear()
+    crew = new_crew(lambda _: None, numbered(1), stuck_after=0.01, **options)
+    crew.start()
+    wait_until(lambda: crew.look(time.monotonic()) is not None and bool(caplog.records))
+    released.set()
+
+    assert run_out(crew).pending == 0
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"at {what}, asked about JobFinished shop.charge[0] for " in line
+    assert "released.wait(10)" in line
+
+
 def test_an_event_that_is_declined_takes_no_token() -> None:
     recorder = Recorder()
     crew, limit = crew_with_tokens(

@@ -47,7 +47,7 @@ class Bench:
         self.intake = Intake(
             self.mailbox,
             batch=batch,
-            partition_by=partition_by,
+            key_of=None if partition_by is None else lambda d: partition_by(d.event),
             is_wanted=self._is_wanted,
             fail=self._fail,
         )

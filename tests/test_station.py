@@ -141,10 +141,10 @@ def test_calls_are_noted_only_where_somebody_wants_to_know_when_they_hang() -> N
     calm, watched = station_with(0), station_with(0, stuck_after=10.0)
     (event,) = numbered(1)
 
-    assert calm.begin_call(event, str) is None
+    assert calm.begin_call(event, None, str) is None
     calm.end_call(None)
-    call = watched.begin_call([event], str)
-    setup = watched.begin_call("its setup", str)
+    call = watched.begin_call([event], None, str)
+    setup = watched.begin_call(None, "its setup", str)
 
     assert call is not None
     assert setup is not None
