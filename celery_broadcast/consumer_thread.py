@@ -99,8 +99,11 @@ class ConsumerThread:
     def _give_up(self, crash: BaseException) -> None:
         """Drop what waits; the producer notices it as it does every loss."""
         station = self._station
-        if ended_on_purpose(crash):
-            lost = station.abandon(CANCELLED)
+        is_on_purpose = ended_on_purpose(crash)
+        lost = station.give_up(CANCELLED if is_on_purpose else GAVE_UP)
+        if lost is None:
+            return  # another thread of this consumer has said it
+        if is_on_purpose:
             logger.info(
                 "consumer %r ended itself. %d events that waited are dropped, and so is what comes "
                 "until this process restarts",
@@ -108,7 +111,6 @@ class ConsumerThread:
                 lost,
             )
             return
-        lost = station.abandon(GAVE_UP)
         logger.critical(
             "consumer %r gave up, it crashed%s (%s). %d events that waited are dropped, "
             "and so is what comes until this process restarts",

@@ -36,10 +36,14 @@ class Consumers:
         self._registry = registry
         self._ledger = ledger
         self._losses: dict[str, Losses] = {}
+        self._before: dict[str, Crew | Reader] = {}
+        #: Whether a consumer starts with its first event only, not at once.
+        self.are_lazy: bool = False
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._here: dict[str, Crew | Reader] = {}
+        self._asleep: list[Crew] = []
         self._leaving: list[Crew | Reader] = []
         self._known: tuple[Subscription, ...] = ()
         self._dispatcher = Dispatcher()
@@ -72,7 +76,6 @@ class Consumers:
             if name in self._here or subscription.switch.is_cancelled:
                 continue
             crew = self._new_crew(subscription)
-            crew.start()
             self._losses.setdefault(name, Losses(name))
             self._here[name] = crew
             self._dispatcher.add(name, subscription.selection, crew.mailbox)
@@ -83,7 +86,24 @@ class Consumers:
     def _new_crew(self, subscription: Subscription) -> Crew | Reader:
         if isinstance(subscription.reader, Reader):
             return subscription.reader
-        return Crew(subscription, self.mailbox_for(subscription))
+        before = self._before.get(subscription.name)
+        if not isinstance(before, Crew) or before.subscription is not subscription:
+            before = None
+        elif before.has_given_up:
+            return before  # for good: it only counts what it doesn't get
+        crew = Crew(subscription, self.mailbox_for(subscription), before)
+        if self.are_lazy:
+            self._asleep.append(crew)
+        else:
+            crew.start()
+        return crew
+
+    def _wake_up(self) -> None:
+        """Start those who have got their first event."""
+        for crew in self._asleep:
+            if crew.mailbox.stats().pending:
+                crew.start()
+        self._asleep = [crew for crew in self._asleep if not crew.mailbox.stats().pending]
 
     def _let_go(self) -> None:
         """Send nothing more to cancelled consumers, and to those declared anew since."""
@@ -118,6 +138,7 @@ class Consumers:
         """
         self.end_streams()
         stopping = self.all()
+        self._before |= self._here
         self._begin_anew()
         for crew in stopping:
             crew.stop()
@@ -136,6 +157,8 @@ class Consumers:
         if self._are_batches_asked_for:
             delivery.dispatched_at = time.monotonic()
         self._note_losses(self._dispatcher.dispatch(delivery))
+        if self._asleep:
+            self._wake_up()
         if self._is_any_watched and self._look_due_at is None:
             self._look_at_calls(time.monotonic())
 

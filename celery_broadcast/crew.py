@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 from celery_broadcast.consumer_thread import ConsumerThread
 from celery_broadcast.counts import CANCELLED
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.rate_limit import RateLimit
 from celery_broadcast.restarts import Restarts
 from celery_broadcast.station import Station, hands
 from celery_broadcast.subscription import Subscription
@@ -16,12 +18,24 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Crew:
-    """As many threads as the subscription asks for; for coroutines, one."""
+    """As many threads as the subscription asks for; for coroutines, one.
 
-    def __init__(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
+    Args:
+        subscription: what the consumer asks for.
+        mailbox: where its events wait.
+        before: the crew of the same subscription that a drain has stopped, if any.
+    """
+
+    def __init__(
+        self, subscription: Subscription, mailbox: Mailbox[Delivery], before: Crew | None = None
+    ) -> None:
         self.subscription = subscription
         self.mailbox = mailbox
         self._station = Station(subscription, mailbox)
+        if before is not None:
+            self._station.rate_limit = before.rate_limit
+        # Reentrant: a signal handler may cancel what it interrupted in its start.
+        self._starting = threading.RLock()
         count = 1 if subscription.is_async else subscription.concurrency
         name = f"broadcast:{subscription.name}"
         self._threads = [
@@ -35,17 +49,30 @@ class Crew:
 
     def start(self) -> None:
         """Start the threads; those that the system doesn't give are done without."""
-        try:
-            for thread in self._threads:
-                thread.start()
-        except RuntimeError:
-            if any(thread.has_started for thread in self._threads):
-                logger.exception("consumer %r has fewer threads than it asks for", self.name)
-            else:
-                logger.exception(
-                    "consumer %r has no thread; its events wait for the drain", self.name
-                )
         self.subscription.switch.attach(self)
+        with self._starting:
+            if self._station.is_cancelled.is_set():
+                return
+            try:
+                for thread in self._threads:
+                    thread.start()
+            except RuntimeError:
+                if any(thread.has_started for thread in self._threads):
+                    logger.exception("consumer %r has fewer threads than it asks for", self.name)
+                else:
+                    logger.exception(
+                        "consumer %r has no thread; its events wait for the drain", self.name
+                    )
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """What its calls are counted against, which a drain doesn't begin anew."""
+        return self._station.rate_limit
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether it is to handle nothing more in this process, drained or not."""
+        return self._station.has_given_up
 
     @property
     def name(self) -> str:
@@ -58,7 +85,8 @@ class Crew:
 
     def cancel(self) -> None:
         """Ask the consumer to end after what is in hand; return at once."""
-        self._station.cancel(CANCELLED)
+        with self._starting:
+            self._station.cancel(CANCELLED)
 
     def abandon(self, reason: str) -> int:
         """Count all that isn't handled as dropped; return how many events that were."""
@@ -90,8 +118,11 @@ class Crew:
         return are_over or not self.mailbox.stats().pending
 
     def is_in_these_hands(self) -> bool:
-        """Tell whether the present code is the consumer's own."""
-        return self.name in hands.get()
+        """Tell whether the present code is a consumer's, this one's or another's.
+
+        Two that wait for each other would do so for ever.
+        """
+        return bool(hands.get())
 
     def look(self, now: float) -> float | None:
         """Say which calls are stuck; return the seconds after which to look again."""

@@ -29,7 +29,7 @@ from celery_broadcast.reader import Reader
 from celery_broadcast.selection import Kind, kind_of
 from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
-from celery_broadcast.station import hands
+from celery_broadcast.station import ITSELF, hands
 from celery_broadcast.subscription import Registry
 from celery_broadcast.throttle import Throttle
 from celery_broadcast.waiting import wait_until_set
@@ -75,14 +75,15 @@ _Inbox: TypeAlias = "queue.SimpleQueue[Delivery | _DrainRequest | Callable[[], N
 
 
 def check_outside_of_consumers() -> None:
-    """Refuse to wait for the consumers where one of them would wait for itself.
+    """Refuse to wait for the consumers where one of them, or their producer, waited for itself.
 
     Raises:
-        BroadcastError: called by a consumer.
+        BroadcastError: called by a consumer, or by a receiver of a notice.
     """
     if hands.get():
-        names = ", ".join(sorted(hands.get()))
-        msg = f"The consumer {names} can't drain the broadcast: it would wait for itself."
+        names = ", ".join(sorted(hands.get() - {ITSELF}))
+        who = f"The consumer {names}" if names else "A receiver of a notice of the broadcast"
+        msg = f"{who} can't drain the broadcast: it would wait for itself."
         raise BroadcastError(msg)
 
 
@@ -289,6 +290,13 @@ class Producer:
 
     def _serve(self) -> None:
         """Move events from the inbox to the mailboxes, until a drain is requested."""
+        before = hands.set(frozenset({ITSELF}))  # receivers of notices run here
+        try:
+            self._serve_until_drained()
+        finally:
+            hands.reset(before)
+
+    def _serve_until_drained(self) -> None:
         self.consumers.take_up()
         self._say_started()
         while not isinstance(item := self._next_item(), _DrainRequest):
@@ -371,15 +379,22 @@ class Producer:
     def _drain_all(self, deadline: float) -> Drained:
         """Drain, and once more as long as consumers publish something meanwhile.
 
-        That ends: what they make doesn't go back to those who had a hand in it.
+        Only who gets something starts again for it. That ends: what they make
+        doesn't go back to those who had a hand in it, and what they make without
+        an event, as they are torn down, not more often than there are consumers.
         """
         handled = left = 0
-        while True:
-            self._is_more_to_drain = False
-            drained = self._drain(deadline)
-            handled, left = handled + drained.handled, left + drained.left
-            if not self._is_more_to_drain or time.monotonic() >= deadline:
-                return Drained(handled=handled, left=left)
+        try:
+            for _ in range(1 + len(self._registry.subscriptions)):
+                self._is_more_to_drain = False
+                drained = self._drain(deadline)
+                handled, left = handled + drained.handled, left + drained.left
+                if not self._is_more_to_drain or time.monotonic() >= deadline:
+                    break
+                self.consumers.are_lazy = True
+        finally:
+            self.consumers.are_lazy = False
+        return Drained(handled=handled, left=left)
 
     def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()

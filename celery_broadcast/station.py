@@ -22,6 +22,9 @@ from celery_broadcast.subscription import Subscription
 #: The consumers in whose hands the present code runs; empty anywhere else.
 hands: ContextVar[AbstractSet[str]] = ContextVar("celery_broadcast_hands", default=frozenset())
 
+#: Stands among them for the producer, whose thread runs receivers of notices.
+ITSELF = "broadcast itself"
+
 
 class NotBegunError(BaseException):
     """The consumer was cancelled while an event in its hands waited for its turn."""
@@ -50,6 +53,9 @@ class Station:
         self.is_over: threading.Event = threading.Event()
         #: Set when nothing is to be begun that only waits for its turn.
         self.is_cancelled: threading.Event = threading.Event()
+        #: Whether it has crashed too often, or ended itself.
+        self.has_given_up: bool = False
+        self._giving_up = threading.Lock()
         #: Called, on any thread, after one of them is set.
         self.on_turn: Callable[[], None] | None = None
         rate = subscription.rate_limit
@@ -89,6 +95,19 @@ class Station:
         self.is_cancelled.set()
         self._turn(self.stop_requested)
         return left
+
+    def give_up(self, reason: str) -> int | None:
+        """Ask for the end here and now, and for good; return at once.
+
+        Returns:
+            How many events that waited or were in hand are dropped; None if
+            another thread of the consumer has given up before.
+        """
+        with self._giving_up:
+            if self.has_given_up:
+                return None
+            self.has_given_up = True
+        return self.abandon(reason)
 
     def _turn(self, event: threading.Event) -> None:
         event.set()

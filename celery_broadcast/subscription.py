@@ -86,15 +86,16 @@ class Subscription:
     def cancel(self, timeout: float | None = None) -> bool:
         """Give the consumer no more events; what waits is dropped, and counted as cancelled.
 
-        Waits until it is done with the event in its hands and torn down, except
-        where that would be waiting for itself. Twice is harmless. The name is
-        free for another consumer at once.
+        Waits until it is done with the event in its hands and torn down. Called
+        by a consumer, itself or another, or by a receiver of a notice, it
+        returns at once: they might wait for each other. Twice is harmless. The
+        name is free for another consumer at once.
 
         Args:
             timeout: seconds to wait at most; None is without a limit.
 
         Returns:
-            Whether the consumer is done.
+            Whether it has waited, and the consumer is done.
 
         Raises:
             ConfigurationError: the timeout is no number of seconds.

@@ -73,8 +73,8 @@ MAY_IMPORT = {
         *("counts", "django_connections", "life", "notices", "restarts", "station", "waiting"),
     },
     "crew": {
-        *("consumer_thread", "counts", "dispatcher", "mailbox", "restarts", "station"),
-        "subscription",
+        *("consumer_thread", "counts", "dispatcher", "mailbox", "rate_limit", "restarts"),
+        *("station", "subscription"),
     },
     "reader": {
         *("counts", "dispatcher", "fork", "mailbox", "station", "subscription", "waiting"),

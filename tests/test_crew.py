@@ -808,6 +808,39 @@ def test_a_call_takes_a_token_which_the_threads_share_and_an_abandon_wakes_who_w
     assert crew.has_ended()
 
 
+def test_a_crew_of_many_threads_gives_up_once(caplog: pytest.LogCaptureFixture) -> None:
+    class NeverReady(Consumer):
+        def setup(self) -> None:
+            raise ConnectionError("never")
+
+        def handle(self, event: JobEvent) -> None: ...
+
+    gave_up: list[str] = []
+
+    def hear(consumer: str, *, error: BaseException) -> None:
+        gave_up.append(consumer)
+
+    with notices.consumer_gave_up.connected_to(hear):
+        crew = new_crew(NeverReady, numbered(3), concurrency=4, restart=Restart("temporary"))
+        crew.start()
+        assert crew.finish(time.monotonic() + 10)
+
+    assert gave_up == ["store"]
+    assert crew.mailbox.stats().dropped == {GAVE_UP: 3}
+    assert len([record for record in caplog.records if "gave up" in record.getMessage()]) == 1
+
+
+def test_a_crew_that_is_cancelled_in_its_start_does_not_begin() -> None:
+    recorder = Recorder()
+    crew = Crew(subscribe(recorder, "store"), Mailbox(size=None))
+    crew.subscription.switch.cancel()
+
+    crew.start()
+
+    assert crew.finish(time.monotonic() + 10)
+    assert recorder.lives == []
+
+
 released = threading.Event()
 
 

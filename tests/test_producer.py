@@ -27,10 +27,17 @@ from recorder import (
 from celery_broadcast import notices
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
-from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, MAILBOX_FULL, ConsumerStats
+from celery_broadcast.counts import (
+    CANCELLED,
+    DRAIN_TIMEOUT,
+    INBOX_FULL,
+    MAILBOX_FULL,
+    ConsumerStats,
+)
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished, JobStarted
 from celery_broadcast.producer import Drained, Producer
+from celery_broadcast.restarts import Restart
 from celery_broadcast.settings import Settings
 from celery_broadcast.subscription import Registry
 
@@ -66,6 +73,73 @@ def test_nothing_starts_before_the_first_event(make_producer: MakeProducer) -> N
     producer.notify(make_event(JobFinished))
 
     wait_until(lambda: sorted(broadcast_threads()) == ["broadcast", "broadcast:store"])
+
+
+def test_a_drain_starts_again_only_who_gets_what_a_teardown_has_published(
+    make_producer: MakeProducer,
+) -> None:
+    class Tells(Recorder):
+        def teardown(self) -> None:
+            super().teardown()
+            producer.notify(make_event(JobFailed))
+
+    tells, hears, neither = Tells(), Recorder(), Recorder()
+    producer = make_producer(
+        subscribe(tells, "tells"),
+        subscribe(hears, "hears", events=(JobFailed,)),
+        subscribe(neither, "neither", events=(JobStarted,)),
+    )
+    producer.notify(make_event(JobFinished))
+
+    assert producer.drain() == Drained(handled=2, left=0)
+
+    once = ["setup", "teardown"]
+    assert (tells.lives, hears.lives, neither.lives) == (once, once + once, once)
+    assert producer.drain() == Drained()
+
+
+def test_a_drain_in_a_receiver_of_a_notice_is_refused(make_producer: MakeProducer) -> None:
+    recorder = Recorder()
+    refused: list[str] = []
+
+    def drain(_: object, **__: object) -> None:
+        with pytest.raises(BroadcastError) as caught:
+            producer.drain()
+        refused.append(str(caught.value))
+
+    producer = make_producer(subscribe(recorder, "store"))
+    with notices.broadcast_started.connected_to(drain):
+        producer.notify(make_event(JobFinished))
+        recorder.wait_for(1)
+
+    (told,) = refused
+    assert told.startswith("A receiver of a notice of the broadcast can't drain the broadcast")
+
+
+def test_a_drain_begins_no_rate_limit_anew(make_producer: MakeProducer) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store", rate_limit=1 / 3_600))
+    for event in numbered(3):
+        producer.notify(event)
+        producer.drain(timeout_seconds=0.0 if recorder.events else 10.0)
+
+    assert recorder.task_ids == ["0"]
+    assert producer.stats()["store"].dropped == {DRAIN_TIMEOUT: 2}
+
+
+def test_who_has_ended_itself_stays_so_after_a_drain(make_producer: MakeProducer) -> None:
+    def end(event: JobEvent) -> None:
+        handled.append(event.task_id)
+        raise SystemExit
+
+    handled: list[str] = []
+    producer = make_producer(subscribe(end, "store", restart=Restart("transient")))
+    for event in numbered(3):
+        producer.notify(event)
+        producer.drain()
+
+    assert handled == ["0"]
+    assert producer.stats()["store"].dropped == {CANCELLED: 2}
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -309,18 +309,53 @@ def test_a_selector_may_cancel_its_consumer() -> None:
     assert recorder.task_ids == ["0"]
 
 
-def test_a_consumer_may_cancel_another_one() -> None:
+def test_a_consumer_may_cancel_another_one_and_does_not_wait_for_it() -> None:
     recorder, other = hold("other", waiting=1)
     said: list[bool] = []
     celery_broadcast.subscribe(lambda _: said.append(other.cancel()), name="store")
     publish(1)
-    wait_until(lambda: other.switch.is_cancelled)
+    wait_until(lambda: bool(said))
 
     recorder.freed.set()
     celery_broadcast.drain()
 
-    assert said == [True]
+    assert said == [False]
     assert recorder.task_ids == ["0"]
+
+
+def test_two_consumers_may_cancel_each_other() -> None:
+    both = threading.Barrier(2, timeout=10)
+    subscriptions: dict[str, Subscription] = {}
+    said: list[str] = []
+
+    def cancel(name: str) -> None:
+        both.wait()
+        subscriptions[name].cancel()
+        said.append(name)
+
+    subscriptions["first"] = celery_broadcast.subscribe(lambda _: cancel("second"), name="first")
+    subscriptions["second"] = celery_broadcast.subscribe(lambda _: cancel("first"), name="second")
+    publish(1)
+    wait_until(lambda: len(said) == 2)
+
+
+def test_a_receiver_of_a_notice_may_cancel_the_consumer_that_it_is_about() -> None:
+    recorder, stuck = HeldRecorder(), threading.Event()
+
+    def give_up(consumer: str, **_: Any) -> None:
+        subscription.cancel()
+        stuck.set()
+
+    with notices.consumer_stuck.connected_to(give_up):
+        subscription = celery_broadcast.subscribe(recorder.handle, name="store", stuck_after=0.01)
+        healthy = Recorder()
+        celery_broadcast.subscribe(healthy.handle, name="healthy")
+        publish(1)
+        assert stuck.wait(10)
+        publish(1)
+
+        healthy.wait_for(2)
+        recorder.freed.set()
 
 
 def test_all_threads_of_a_consumer_end_with_its_cancel() -> None:
