@@ -272,6 +272,12 @@ def _check_consumer_class(consumer: type) -> tuple[type[Consumer], bool]:
     if is_event_type(consumer):
         msg = f"{name} is an event type, not a consumer. Write: subscribe(function, {name})."
         raise ConfigurationError(msg)
+    if issubclass(consumer, BaseException):
+        msg = (
+            f"{name} is an exception, not a consumer. Write: "
+            f"on_job_event(JobFailed, exception={name})."
+        )
+        raise ConfigurationError(msg)
     if not issubclass(consumer, Consumer):
         msg = f"{name} is a class, but not a Consumer. Write: class {name}(Consumer): ..."
         raise ConfigurationError(msg)

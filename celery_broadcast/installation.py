@@ -258,7 +258,7 @@ def _apply(app: Any) -> None:
     if _bridge is not None and loaded != _bridge.settings and set(_apps) <= {app}:
         _turn_off(app)  # its configuration was read anew, or the others are gone
     if not loaded.enabled:
-        logger.info("broadcast is installed but off (broadcast_enabled is False)")
+        logger.info("broadcast is installed but off")
         return
     if _bridge is None:
         _bridge = _new_bridge(loaded)

@@ -61,7 +61,8 @@ class Losses:
         """
         _, seconds = self._throttle.say(now)
         for reason, count in (Counter(dropped) - self._said).items():
-            logger.warning(
+            logger.log(
+                logging.INFO if reason == CANCELLED else logging.WARNING,  # somebody wanted it
                 "consumer %r lost %d events within %.0f s (%s). %s. "
                 "Jobs and other consumers are not affected",
                 self._consumer,

@@ -134,6 +134,8 @@ def _check_events(caller: str, values: tuple[object, ...]) -> tuple[type[Event],
             continue
         if isinstance(value, str) and value in {"Event", "JobEvent", "JobEnded", *EVENT_TYPES}:
             remedy = f"Pass the class: from celery_broadcast import {value}."
+        elif isinstance(value, type) and issubclass(value, BaseException):
+            remedy = f"Write: {caller}(JobFailed, exception={value.__name__})."
         elif isinstance(value, Event):
             remedy = f"Pass its class, {type(value).__name__}."
         else:
@@ -181,7 +183,7 @@ def _without_builtins(exception: Any) -> Any:
 
 def _is_exception(value: object) -> bool:
     if isinstance(value, str):
-        return bool(value)
+        return bool(value) and not set(value) & set("*?[ ")  # it is no glob
     return isinstance(value, type) and issubclass(value, BaseException)
 
 

@@ -23,7 +23,7 @@ from celery_broadcast.switch import Live, Switch
 FROM_SETTINGS = -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Subscription:
     """One consumer, the events it wants, and how it wants them.
 
@@ -70,6 +70,11 @@ class Subscription:
     is_at_run_time: bool = False
     reader: Live | None = None
     switch: Switch = field(default_factory=Switch, repr=False)
+
+    def __repr__(self) -> str:
+        """Show whose it is, and what it wants."""
+        events = ", ".join(event_type.__name__ for event_type in self.selection.events)
+        return f"<Subscription {self.name!r} of {events}, {self.declared_at}>"
 
     def pause(self) -> None:
         """Let the events pile up in the mailbox, whose overflow policy holds.

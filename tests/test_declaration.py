@@ -398,6 +398,14 @@ WRONG: dict[str, str] = {
     ("@on_job_event\nasync def page(event):\n    yield"): (
         f"page() is an asynchronous generator: {RUNS_NOTHING}"
     ),
+    "@on_job_event(ValueError)\ndef page(event): ...": (
+        "ValueError is an exception, not a consumer. "
+        "Write: on_job_event(JobFailed, exception=ValueError)."
+    ),
+    "@on_job_event(exception='shop.*')\ndef page(event): ...": (
+        "exception='shop.*' is not an exception. Use a class, such as OSError, its qualified "
+        "name, such as 'shop.errors.CardDeclined', or a list of such."
+    ),
     "@on_job_event\nclass Page: ...": (
         "Page is a class, but not a Consumer. Write: class Page(Consumer): ..."
     ),
@@ -453,7 +461,8 @@ WRONG: dict[str, str] = {
         f"on_job_event got [<class 'celery_broadcast.events.JobFailed'>] (list). {EVENT_TYPES_ONLY}"
     ),
     "@on_job_event(JobFailed, OSError)\ndef page(event): ...": (
-        f"on_job_event got <class 'OSError'> (type). {EVENT_TYPES_ONLY}"
+        "on_job_event got <class 'OSError'> (type). "
+        "Write: on_job_event(JobFailed, exception=OSError)."
     ),
     # a name that is none
     "on_job_event(JobFailed)(lambda event: None)": NAME_IT,

@@ -64,9 +64,19 @@ def test_a_loss_is_said_in_one_line_with_its_number_its_reason_and_a_remedy(
 def test_each_reason_has_a_remedy(
     reason: str, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
+
     Losses("store").say({reason: 2}, now=100.0)
 
     assert f" 2 events within 0 s ({reason}). {remedy}. Jobs" in caplog.records[0].getMessage()
+
+
+def test_what_somebody_has_cancelled_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    Losses("store").say({CANCELLED: 2}, now=100.0)
+
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 #: Of what another process took with it, others tell.
