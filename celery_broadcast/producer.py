@@ -301,9 +301,9 @@ class Producer:
         self._say_started()
         while not isinstance(item := self._next_item(), _DrainRequest):
             try:
-                self.consumers.take_up()
                 if self._refused:
-                    self._count_refused()
+                    self._count_refused()  # first: who subscribes now has not missed it
+                self.consumers.take_up()
                 if isinstance(item, Delivery):
                     self._deliver(item)
                 else:

@@ -389,6 +389,28 @@ def test_what_finds_the_inbox_full_is_counted_for_each_consumer_that_wanted_it(
     assert all(conserved(stats) for stats in producer.stats().values())
 
 
+def test_what_found_the_inbox_full_is_none_of_a_later_subscribers_losses() -> None:
+    held, free = threading.Event(), threading.Event()
+
+    def hold_the_producer(_: object, **_facts: object) -> None:
+        held.set()
+        free.wait(10.0)
+
+    registry, late = Registry(), Recorder()
+    registry.add(subscribe(Recorder(), "early"))
+    producer = Producer(Settings(), registry, inbox_size=1)
+    with notices.broadcast_started.connected_to(hold_the_producer):
+        producer.notify(make_event(JobFinished))
+        held.wait(10.0)
+        producer.notify(make_event(JobFinished))  # the first one still waits in the inbox
+        registry.add(subscribe(late, "late"))
+        free.set()
+    producer.drain()
+
+    assert producer.stats()["early"].dropped == {INBOX_FULL: 1}
+    assert producer.stats()["late"].dropped == {}
+
+
 def test_a_signal_handler_can_publish_while_it_interrupts_a_publication(
     make_producer: MakeProducer,
 ) -> None:
