@@ -201,8 +201,9 @@ def subscribe(consumer: Any, /, *events: Any, **options: Any) -> Subscription:
     subscription.cancel()
     ```
 
-    While the broadcast is off, nothing ever calls it. May be called on any
-    thread, also by a consumer.
+    It gets what is published from now on, and what was published just before,
+    if that has not been moved on yet. While the broadcast is off, nothing ever
+    calls it. May be called on any thread, also by a consumer.
 
     Args:
         consumer: a function of one event, `async` or not, or a `Consumer` class.

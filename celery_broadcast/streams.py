@@ -47,7 +47,10 @@ class Stream(Generic[E_co]):
         self._is_entered = False
 
     def __enter__(self) -> Self:
-        """Begin: what is published from now on can be read."""
+        """Begin: what is published from now on can be read.
+
+        And what was published just before, if it has not been moved on yet.
+        """
         if self._is_entered:
             msg = "This stream has been used. Make another: with celery_broadcast.stream(...)."
             raise BroadcastError(msg)
