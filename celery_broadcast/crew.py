@@ -113,9 +113,12 @@ class Crew:
 
     def has_ended(self) -> bool:
         """Tell whether the consumer is done with every event."""
+        return self.is_over() or not self.mailbox.stats().pending
+
+    def is_over(self) -> bool:
+        """Tell whether its threads have ended, all that it had."""
         started = [thread for thread in self._threads if thread.has_started]
-        are_over = bool(started) and all(thread.has_ended for thread in started)
-        return are_over or not self.mailbox.stats().pending
+        return bool(started) and all(thread.has_ended for thread in started)
 
     def is_in_these_hands(self) -> bool:
         """Tell whether the present code is a consumer's, this one's or another's.

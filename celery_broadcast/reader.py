@@ -95,6 +95,10 @@ class Reader:
         """Tell whether all is read, or will be, by the present thread."""
         return not self.mailbox.stats().pending or self.is_in_these_hands()
 
+    def is_over(self) -> bool:
+        """Tell whether the stream has been closed."""
+        return self._closed.is_set()
+
     def is_in_these_hands(self) -> bool:
         """Tell whether the present thread is who reads."""
         return self._thread == threading.get_ident()

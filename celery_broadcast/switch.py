@@ -26,6 +26,9 @@ class Live(Protocol):
             Whether it is.
         """
 
+    def is_over(self) -> bool:
+        """Tell whether nothing of it runs any more, so that no turn matters to it."""
+
     def is_in_these_hands(self) -> bool:
         """Tell whether the present code is a part of it."""
 
@@ -47,11 +50,16 @@ class Switch:
 
     def forget(self) -> None:
         """Let go of what runs in the parent of a forked child."""
-        self._attached: tuple[Live, ...] = ()
+        self._attached: set[Live] = set()  # copied before each loop: any thread may add
 
     def attach(self, live: Live) -> None:
         """Have `live` told of each turn from now on, and of a cancel that came before."""
-        self._attached = (live,)  # a process has one; what it replaces has been drained
+        # Most often one. But the broadcast of a block has another than the one
+        # around it, which still tells the ends of what had started there.
+        for other in tuple(self._attached):
+            if other.is_over():
+                self._attached.discard(other)
+        self._attached.add(live)
         if self.is_cancelled:
             live.cancel()
 
@@ -62,13 +70,13 @@ class Switch:
     def resume(self) -> None:
         """Go on."""
         self.is_paused = False
-        for live in self._attached:
+        for live in tuple(self._attached):
             live.wake()
 
     def cancel(self) -> None:
         """Take no more events; return at once."""
         self.is_cancelled = True
-        for live in self._attached:
+        for live in tuple(self._attached):
             live.cancel()
 
     def wait_for_end(self, deadline: float) -> bool:
@@ -78,5 +86,6 @@ class Switch:
             deadline: when to go on all the same, by the monotonic clock.
         """
         # In its own hands it would wait for itself.
-        ends = [not live.is_in_these_hands() and live.finish(deadline) for live in self._attached]
+        attached = tuple(self._attached)
+        ends = [not live.is_in_these_hands() and live.finish(deadline) for live in attached]
         return all(ends)

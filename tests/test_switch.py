@@ -21,6 +21,8 @@ from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, MAILBOX_FULL
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import Event, JobEvent, JobFinished
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.producer import Producer
+from celery_broadcast.settings import Settings
 from celery_broadcast.subscription import Registry, registry
 from celery_broadcast.switch import Switch
 
@@ -68,6 +70,35 @@ def hold(name: str = "store", waiting: int = 0) -> tuple[HeldRecorder, Subscript
 
 
 # Cancel.
+
+
+def test_a_turn_reaches_every_broadcast_that_has_the_consumer() -> None:
+    """That of a block, and the one around it, which still tells what had started before."""
+    recorder = Recorder()
+    subscription = celery_broadcast.subscribe(recorder.handle, name="store")
+    around = Producer(Settings(), registry)
+    subscription.pause()
+    around.notify(make_event(JobFinished, task_id="around"))
+    wait_until(lambda: around.stats()["store"].offered == 1)
+    publish(1)
+    offered(1)
+
+    subscription.resume()
+    recorder.wait_for(2)
+
+    assert sorted(recorder.task_ids) == ["0", "around"]
+    assert subscription.cancel()
+    assert broadcast_threads() == ["broadcast", "broadcast"]
+    around.drain()
+
+
+def test_what_has_ended_is_no_longer_told_of_turns() -> None:
+    subscription = celery_broadcast.subscribe(Recorder().handle, name="store")
+    for _ in range(3):
+        publish(1)
+        celery_broadcast.drain()
+
+    assert len(subscription.switch._attached) == 1
 
 
 def test_a_cancel_waits_for_the_event_in_hand() -> None:
