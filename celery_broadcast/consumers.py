@@ -79,9 +79,10 @@ class Consumers:
             self._losses.setdefault(name, Losses(name))
             self._here[name] = crew
             self._dispatcher.add(name, subscription.selection, crew.mailbox)
-        known = [crew.subscription for crew in self._here.values()]
-        self._are_batches_asked_for = any(each.batch is not None for each in known)
-        self._is_any_watched = any(each.stuck_after is not None for each in known)
+        here = self._here.values()
+        self._are_batches_asked_for = any(crew.subscription.batch is not None for crew in here)
+        # Also of those that are leaving: the call in their hands may hang.
+        self._is_any_watched = any(crew.subscription.stuck_after is not None for crew in self.all())
 
     def _new_crew(self, subscription: Subscription) -> Crew | Reader:
         if isinstance(subscription.reader, Reader):
@@ -194,7 +195,7 @@ class Consumers:
         Needed only while a consumer has something to do, of which this thread
         is the first to know.
         """
-        waits = [crew.look(now) for crew in self._here.values()]
+        waits = [crew.look(now) for crew in self.all()]
         soonest = min((wait for wait in waits if wait is not None), default=None)
         self._look_due_at = None if soonest is None else now + soonest
 

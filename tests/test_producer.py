@@ -866,6 +866,29 @@ def test_a_call_that_hangs_is_said_once_and_the_next_one_again(
     assert len(lines) == 2
 
 
+def test_a_call_of_a_cancelled_consumer_that_hangs_is_said_too(
+    make_producer: MakeProducer,
+) -> None:
+    stuck, others = StuckConsumer(), Recorder()
+    said: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def hear(consumer: str, **_: object) -> None:
+        said.put(consumer)
+
+    slow = subscribe(stuck, "slow", stuck_after=0.2)
+    producer = make_producer(slow, subscribe(others, "others"))
+    with notices.consumer_stuck.connected_to(hear):
+        producer.notify(make_event(JobFinished))
+        assert stuck.stuck.wait(10)
+        slow.switch.cancel()
+        producer._registry.remove(slow)
+        producer.notify(make_event(JobFinished))
+        others.wait_for(2)  # so it has been let go
+
+        assert said.get(timeout=10) == "slow"
+    stuck.freed.set()
+
+
 def test_a_process_whose_consumers_have_nothing_to_do_is_not_woken_to_look_at_them(
     make_producer: MakeProducer,
 ) -> None:
