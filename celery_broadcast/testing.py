@@ -295,4 +295,7 @@ def broadcast() -> Iterator[Broadcast]:
         with installation.broadcasting():
             yield Broadcast()
     finally:
-        registry.subscriptions = declared
+        # A cancel is for good, and a stream was over as the block began.
+        registry.subscriptions = tuple(
+            known for known in declared if not known.switch.is_cancelled and known.reader is None
+        )

@@ -30,6 +30,7 @@ from celery_broadcast.events import (
     JobStarted,
 )
 from celery_broadcast.slots import Slots
+from celery_broadcast.subscription import registry
 from celery_broadcast.testing import JobEvents, make_event
 
 ENDS = [kind for kind in EVENT_TYPES.values() if issubclass(kind, JobEnded)]
@@ -373,3 +374,27 @@ def test_consumers_that_are_declared_in_the_block_are_forgotten_after_it(app: Ce
 
     assert len(declared_before.events) == 4
     assert len(declared_within.events) == 2
+
+
+def test_a_consumer_that_is_cancelled_in_the_block_stays_so_after_it(app: Celery) -> None:
+    cancelled, other = Recorder(), Recorder()
+    subscription = celery_broadcast.subscribe(cancelled.handle, name="store")
+    with testing.broadcast():
+        run_one_job(app)
+        subscription.cancel()
+
+    celery_broadcast.subscribe(other.handle, name="store")  # the name is free
+    with testing.broadcast():
+        run_one_job(app)
+
+    assert len(other.events) == 2
+    assert len(cancelled.events) <= 2
+
+
+def test_a_stream_that_a_block_has_ended_stays_over_after_it(broadcasting_app: Celery) -> None:
+    with celery_broadcast.stream() as events:
+        with testing.broadcast():
+            pass
+
+        assert registry.subscriptions == ()
+        assert list(events) == []
