@@ -127,6 +127,11 @@ class Producer:
         self._stopping: tuple[Crew | Reader, ...] = ()
         self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing reaches a consumer here any more: the process is about to end."""
+        return self._closed
+
     def share(self, slots: Slots) -> None:
         """Count, in a pool process, where the main process can read it."""
         self._slots = slots

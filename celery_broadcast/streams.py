@@ -81,6 +81,13 @@ class Stream(Generic[E_co]):
     def _open(self, subscription: Subscription, producer: Producer) -> Reader:
         reader = Reader(subscription, producer.consumers.mailbox_for(subscription))
         registry.add(replace(subscription, reader=reader))
+        if producer.is_over:  # asked afterwards: from now on a last drain finds the stream
+            reader.stop()
+            logger.warning(
+                "a stream was opened in %s, where no event is moved on: the process is about to "
+                "end, or a test keeps its events. It is over at once",
+                subscription.declared_at,
+            )
         return reader
 
     def __exit__(
@@ -193,7 +200,8 @@ def stream(*events: Any, **options: Any) -> Stream[Any]:
     ```
 
     Or `async with` and `async for`. The loop waits for each event, and ends with
-    a drain. While the broadcast is off, it ends at once. May be called on any thread.
+    a drain. While the broadcast is off, in `testing.job_events()` and after the
+    last drain of a process, it ends at once. May be called on any thread.
 
     Args:
         *events: the event types wanted; none is every event of a job.

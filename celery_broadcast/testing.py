@@ -228,6 +228,11 @@ class _KeepingProducer(Producer):
         super().forget()
         self.events = JobEvents()
 
+    @property
+    def is_over(self) -> bool:
+        """Always: nothing reaches a consumer."""
+        return True
+
     def put(self, delivery: Delivery) -> None:
         if delivery.taken:
             return

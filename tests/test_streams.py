@@ -16,7 +16,7 @@ from test_fork import in_child
 from test_switch import another_thread, conserved, offered, publish, stats
 
 import celery_broadcast
-from celery_broadcast import BroadcastError, notices
+from celery_broadcast import BroadcastError, installation, notices, testing
 from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, MAILBOX_FULL
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import Event, JobEvent, JobFailed, JobFinished
@@ -383,6 +383,31 @@ def test_while_the_broadcast_is_off_a_stream_is_over_at_once_and_says_so(
         "Set broadcast_enabled, and install the app"
     )
     assert registry.subscriptions == ()
+
+
+def test_a_stream_is_over_at_once_where_a_test_keeps_the_events(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with testing.job_events(), celery_broadcast.stream() as events:
+        publish(1)
+
+        with another_thread(lambda: list(events)):
+            pass
+    assert registry.subscriptions == ()
+    assert "where no event is moved on" in caplog.text
+
+
+@on
+def test_a_stream_that_is_opened_after_the_last_drain_is_over_at_once() -> None:
+    producer = installation.current_producer()
+    assert producer is not None
+    producer.drain(last=True)
+
+    with celery_broadcast.stream() as events:
+        publish(1)
+
+        with another_thread(lambda: list(events)):
+            pass
 
 
 def test_while_the_broadcast_is_off_a_stream_of_asyncio_is_over_at_once_too() -> None:
