@@ -12,9 +12,11 @@ from celery_broadcast import django_connections, notices
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import CANCELLED
 from celery_broadcast.intake import NO_KEY, Work
-from celery_broadcast.station import NotBegunError, Station, hands
+from celery_broadcast.station import NotBegunError, Station, hands, refuse_coroutine
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+_REMEDY = "Write it as `async def`, and await the coroutine there"
 
 
 class Life:
@@ -58,7 +60,7 @@ class Life:
         """
         with self._station.call(what="its setup"):
             consumer = self._station.subscription.make_consumer()
-            consumer.setup()
+            refuse_coroutine(consumer.setup(), "setup", _REMEDY)
         self._consumer = consumer
         self._is_plain = self._station.is_plain() and not django_connections.is_used()
         notices.send(notices.consumer_started, self._station.name)
@@ -98,7 +100,7 @@ class Life:
             return
         try:
             with self._station.call(what="its teardown"):
-                consumer.teardown()
+                refuse_coroutine(consumer.teardown(), "teardown", _REMEDY)
         except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
             say_no_teardown(self._station.name, error)
 
@@ -133,7 +135,9 @@ class Life:
             return
         try:
             if self._is_plain:
-                self._consumer.handle(deliveries[0].event)  # type: ignore[union-attr]
+                result = self._consumer.handle(deliveries[0].event)  # type: ignore[union-attr]
+                if result is not None:
+                    refuse_coroutine(result, "The consumer", _REMEDY)
             else:
                 self._call_consumer(station.argument(deliveries))
         except NotBegunError:
@@ -163,7 +167,7 @@ class Life:
         if self._station.is_over.is_set():
             return  # and all is counted as dropped
         with self._station.call(argument):
-            self._consumer.handle(argument)
+            refuse_coroutine(self._consumer.handle(argument), "The consumer", _REMEDY)
 
     def _keep_to_rate(self) -> None:
         rate_limit = self._station.rate_limit

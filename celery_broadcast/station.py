@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
+from types import CoroutineType
 from typing import Any
 
 from celery_broadcast import django_connections, stacks
 from celery_broadcast.calls import Call, Calls
 from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.failures import Failures, text_of
 from celery_broadcast.intake import Intake, Work
 from celery_broadcast.mailbox import Mailbox
@@ -135,7 +137,9 @@ class Station:
         before = hands.set(self.hands_for((delivery,)))
         try:
             with self.call(delivery.event, "its selector"):
-                is_wanted = bool(selector(delivery.event))
+                answer = selector(delivery.event)
+                refuse_coroutine(answer, "The selector", "Write it as a plain function")
+                is_wanted = bool(answer)
         except BaseException as error:
             self.fail(delivery, error)
             if not isinstance(error, Exception):
@@ -155,7 +159,9 @@ class Station:
         """
         assert self.subscription.partition_by is not None  # noqa: S101  # or nobody asks
         with self.call(delivery.event, "its partition_by"):
-            return self.subscription.partition_by(delivery.event)
+            key = self.subscription.partition_by(delivery.event)
+            refuse_coroutine(key, "partition_by", "Write it as a plain function")
+            return key
 
     def fail(self, delivery: Delivery, error: BaseException) -> None:
         """Settle and say that a part of the subscription raised on an event."""
@@ -205,3 +211,20 @@ class Station:
         """Note that a call is over."""
         if call is not None and self.calls is not None:
             self.calls.end(call)
+
+
+def refuse_coroutine(result: object, name: str, remedy: str) -> None:
+    """Refuse what a plain function returned if it is a coroutine: nothing would run it.
+
+    Args:
+        result: what it returned; a coroutine is closed.
+        name: how the message names the function.
+        remedy: what to do instead.
+
+    Raises:
+        ConfigurationError: it is a coroutine.
+    """
+    if isinstance(result, CoroutineType):
+        result.close()
+        msg = f"{name} returned a coroutine, {result.__qualname__}(), that nothing runs. {remedy}."
+        raise ConfigurationError(msg)

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "calls": {"notices"},
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
-        *("calls", "dispatcher", "django_connections", "failures", "intake", "mailbox"),
+        *("calls", "dispatcher", "django_connections", "errors", "failures", "intake", "mailbox"),
         *("rate_limit", "stacks", "subscription"),
     },
     "life": {"counts", "consumer", "django_connections", "intake", "notices", "station"},

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from crews import run
 from recorder import BrokenConsumer, Recorder, numbered, subscribe
 
 from celery_broadcast import notices
-from celery_broadcast.consumer import Consumer
+from celery_broadcast.consumer import Consumer, FunctionConsumer
 from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import JobEvent
 from celery_broadcast.life import Life
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.retry import Retry
 from celery_broadcast.station import Station
 
 NOBODY: frozenset[str] = frozenset()
@@ -106,3 +110,55 @@ def test_a_selector_that_raises_fails_that_event_alone() -> None:
 
     assert recorder.task_ids == ["1"]
     assert mailbox.stats().failed == 1
+
+
+async def send(event: JobEvent) -> None:
+    raise AssertionError("nothing runs it")
+
+
+def send_later(event: JobEvent) -> Any:
+    return send(event)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"retry": Retry(attempts=2, wait=0.0)},
+        {"selector": send_later},
+        {"concurrency": 2, "partition_by": send_later},
+    ],
+)
+def test_a_plain_function_that_returns_a_coroutine_fails_its_event_and_is_told_why(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(event: JobEvent) -> object:
+        return send_later(event) if not options.keys() - {"retry"} else None
+
+    stats = run(handle, numbered(1), **options)
+
+    assert (stats.handled, stats.failed) == (0, 1)
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ConfigurationError)
+    assert "returned a coroutine, send(), that nothing runs. Write it" in str(record.exc_info[1])
+
+
+def test_a_plain_setup_that_returns_a_coroutine_raises() -> None:
+    class Opens(Recorder):
+        def setup(self) -> Any:
+            return send_later(numbered(1)[0])
+
+    life, _ = new_life(Opens())
+
+    with pytest.raises(ConfigurationError, match="setup returned a coroutine"):
+        life.set_up()
+
+
+def test_whatever_else_a_plain_function_returns_is_its_own_affair() -> None:
+    life, mailbox = new_life(FunctionConsumer(str), *numbered(1))
+    life.set_up()
+
+    assert life.step()
+
+    assert mailbox.stats().handled == 1
