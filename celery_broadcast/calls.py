@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from celery_broadcast import notices
+from celery_broadcast.failures import text_of
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -17,18 +18,22 @@ class Call(msgspec.Struct, eq=False):
     """One call of a consumer.
 
     Attributes:
-        what: what it is about, in words.
+        what: what is called, in words; None is the consumer itself.
         event: the event, or the list of a batch; None in setup and teardown.
         began_at: when it began, in seconds of the monotonic clock.
         stack: tells where its thread is, as text.
         is_said: whether it was said that it takes too long.
     """
 
-    what: str
+    what: str | None
     event: Any
     began_at: float
     stack: Callable[[], str]
     is_said: bool = False
+
+    def __str__(self) -> str:
+        about = None if self.event is None else text_of(self.event)
+        return ", asked about ".join(text for text in (self.what, about) if text)
 
 
 class Calls:
@@ -80,7 +85,7 @@ class Calls:
         logger.warning(
             "consumer %r has been at %s for %.1f s; it goes on. Just now it is here:\n%s",
             self._consumer,
-            call.what,
+            call,
             seconds,
             stack.rstrip(),
         )

@@ -79,10 +79,14 @@ class Failures:
 
 
 def text_of(event: Any) -> str:
-    """Return what names an event, or a batch, in a log line."""
+    """Return what names an event, or a batch, in a log line; never raise."""
     if isinstance(event, list):
-        return f"{len(event)} events, {event[0]} the first"
-    return str(event)
+        the_first = [f", {text_of(first)} the first" for first in event[:1]]  # or they took it out
+        return "".join((f"{len(event)} events", *the_first))
+    try:
+        return str(event)
+    except Exception as error:  # noqa: BLE001  # theirs, and no part of the handling
+        return f"{type(event).__name__}, whose text raised {type(error).__name__}"
 
 
 def _ordinal(number: int) -> str:

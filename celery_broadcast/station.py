@@ -15,7 +15,7 @@ from celery_broadcast import django_connections, stacks
 from celery_broadcast.calls import Call, Calls
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.failures import Failures, text_of
+from celery_broadcast.failures import Failures
 from celery_broadcast.intake import Intake, Work
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
@@ -202,8 +202,7 @@ class Station:
         """
         if self.calls is None:
             return None
-        names = (name for name in (what, None if event is None else text_of(event)) if name)
-        call = Call(", asked about ".join(names), event, time.monotonic(), stack)
+        call = Call(what, event, time.monotonic(), stack)
         self.calls.begin(call)
         return call
 

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "dispatcher": {"events", "mailbox", "selection"},
     "losses": {"counts", "notices", "throttle"},
     "failures": {"notices", "throttle"},
-    "calls": {"notices"},
+    "calls": {"failures", "notices"},
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
         *("calls", "dispatcher", "django_connections", "errors", "failures", "intake", "mailbox"),

@@ -55,7 +55,7 @@ def test_a_call_that_takes_too_long_is_said_and_noticed_once(
 
     (event,) = numbered(1)
     calls = Calls("store", stuck_after=10.0)
-    calls.begin(Call(str(event), event, 90.0, lambda: "  in shop.py, line 7\n"))
+    calls.begin(Call(None, event, 90.0, lambda: "  in shop.py, line 7\n"))
 
     with notices.consumer_stuck.connected_to(hear):
         assert calls.look(102.5, is_busy=False) is None

@@ -4,9 +4,10 @@ import logging
 from typing import Any
 
 import pytest
+from crews import run
 from recorder import numbered
 
-from celery_broadcast import notices
+from celery_broadcast import Event, notices
 from celery_broadcast.failures import Failures, text_of
 
 
@@ -99,3 +100,25 @@ def test_the_number_of_a_try_is_said_in_words(
 def test_an_event_and_a_batch_have_a_text_each() -> None:
     assert text_of(numbered(1)[0]) == "JobFinished shop.charge[0]"
     assert text_of(numbered(2)) == "2 events, JobFinished shop.charge[0] the first"
+    assert text_of([]) == "0 events"  # a batch of which the consumer has taken all out
+
+
+class Mute(Event, frozen=True):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_an_event_whose_text_raises_is_named_all_the_same() -> None:
+    assert text_of(Mute()) == "Mute, whose text raised ValueError"
+    assert text_of([Mute()]) == "1 events, Mute, whose text raised ValueError the first"
+
+
+def test_an_event_whose_text_raises_is_handled_and_fails_like_any_other() -> None:
+    def handle(event: Event) -> None:
+        raise OSError("no")
+
+    failing = run(handle, [Mute(), Mute()])
+    watched = run(lambda _: None, [Mute(), Mute()], stuck_after=60.0)
+
+    assert (failing.handled, failing.failed) == (0, 2)
+    assert (watched.handled, watched.failed) == (2, 0)

@@ -148,8 +148,8 @@ def test_calls_are_noted_only_where_somebody_wants_to_know_when_they_hang() -> N
 
     assert call is not None
     assert setup is not None
-    assert (call.what, call.event) == ("1 events, JobFinished shop.charge[0] the first", [event])
-    assert (setup.what, setup.event) == ("its setup", None)
+    assert (str(call), call.event) == ("1 events, JobFinished shop.charge[0] the first", [event])
+    assert (str(setup), setup.event) == ("its setup", None)
     watched.end_call(call)
     watched.end_call(setup)
     assert watched.calls is not None
