@@ -31,7 +31,7 @@ class AsyncLife:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
         self._is_cut_off = False
-        # Outlive a crash: whoever had the key of an event has it still.
+        # Outlive a crash and a pause: whoever had the key of an event has it still.
         self._keys: list[Hashable] = []
 
     def live(self, deadline: float | None = None) -> BaseException | None:
@@ -146,7 +146,7 @@ class AsyncLife:
 
     def _poll(self) -> Work | None:
         intake = self._station.intake
-        while self._keys:
+        while self._keys and not self._station.mailbox.is_paused:
             work = intake.next_of(self._keys.pop())
             if work is not None:
                 return work
@@ -168,8 +168,8 @@ class AsyncLife:
                 self._look_again.set()
             if self._is_over:
                 return
-            if self._crash is not None:
-                self._keys.append(work.key)  # the next life goes on with what waits behind it
+            if self._crash is not None or self._station.mailbox.is_paused:
+                self._keys.append(work.key)  # what waits behind it comes in the next life, or later
                 return
             work = self._station.intake.next_of(work.key)
 

@@ -107,6 +107,8 @@ class Life:
     def _next(self, wait_seconds: float | None) -> Work | None:
         work = None
         if self._key is not NO_KEY:
+            if not self._station.mailbox.wait_while_paused(wait_seconds):
+                return None
             key, self._key = self._key, NO_KEY
             work = self._station.intake.next_of(key)
         if work is None:

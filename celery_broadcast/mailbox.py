@@ -55,6 +55,11 @@ class Mailbox(Generic[T]):
         """Whether it accepts no more."""
         return self._closed_because is not None
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether what waits is to wait on; the end of the mailbox is the end of that."""
+        return self._switch.is_paused and self._closed_because is None
+
     def put(self, item: T) -> bool:
         """Add one event; never wait for the consumer, never raise.
 
@@ -130,8 +135,23 @@ class Mailbox(Generic[T]):
             finally:
                 self._waiters -= 1
 
+    def wait_while_paused(self, wait_seconds: float | None = None) -> bool:
+        """Wait for the end of a pause, if there is one; return whether there is none now.
+
+        Args:
+            wait_seconds: how long at most; None is without a limit.
+        """
+        if not self.is_paused:
+            return True
+        with self._lock:
+            self._waiters += 1
+            try:
+                return self._changed.wait_for(lambda: not self.is_paused, wait_seconds)
+            finally:
+                self._waiters -= 1
+
     def call_when_ready(self, function: Callable[[], None], *, at_least: int = 1) -> None:
-        """Call `function` once, as soon as `take` would give something without waiting.
+        """Call `function` once, as soon as `take` would give something, or a pause ends.
 
         Now, or later on whatever thread makes it so, which must not be kept.
         """
@@ -143,10 +163,10 @@ class Mailbox(Generic[T]):
         function()
 
     def wake(self) -> None:
-        """Have whoever waits look again: the switch was turned."""
+        """Have all who wait look again: the switch was turned."""
         with self._lock:
-            if self._is_ready():
-                self._ring()
+            if not self.is_paused:
+                self._ring(all_of_them=True)  # some wait for this alone
 
     def put_aside(self, count: int) -> None:
         """Have events that were taken, but still wait for others, take room all the same.

@@ -291,6 +291,28 @@ def test_a_pause_holds_coroutines_too_and_a_resume_wakes_them() -> None:
         wait_until(lambda: len(came) == 3)
 
 
+def test_a_pause_holds_coroutines_for_what_waits_behind_a_key_too() -> None:
+    came: list[str] = []
+    has_passed_on = threading.Event()
+
+    async def handle(event: JobEvent) -> None:
+        came.append(event.task_id)
+        if event.task_id == "0":
+            await until(lambda: crew.mailbox._aside == 2)
+            crew.subscription.pause()
+            asyncio.get_running_loop().call_soon(has_passed_on.set)
+
+    with working(handle, concurrency=2, partition_by=lambda _: "one for all") as crew:
+        deliver(crew.mailbox, numbered(3))
+        assert has_passed_on.wait(10)
+        assert came == ["0"]
+
+        crew.subscription.resume()
+
+        wait_until(lambda: len(came) == 3)
+        assert came == ["0", "1", "2"]
+
+
 # What goes wrong.
 
 

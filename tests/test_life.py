@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from crews import run
+from crews import declared, deliver, run
 from recorder import BrokenConsumer, Recorder, numbered, subscribe
 
 from celery_broadcast import notices
@@ -162,3 +162,29 @@ def test_whatever_else_a_plain_function_returns_is_its_own_affair() -> None:
     assert life.step()
 
     assert mailbox.stats().handled == 1
+
+
+def test_a_pause_holds_what_waits_behind_a_key_too() -> None:
+    came: list[str] = []
+
+    def handle(event: JobEvent) -> None:
+        came.append(event.task_id)
+        if event.task_id == "0":
+            assert not other_life.step(wait_seconds=0)  # the others wait behind this one
+            subscription.pause()
+
+    subscription = declared(handle, concurrency=2, partition_by=lambda _: "one for all")
+    mailbox: Mailbox[Delivery] = Mailbox(None, switch=subscription.switch)
+    deliver(mailbox, numbered(3))
+    station = Station(subscription, mailbox)
+    life, other_life = Life(station), Life(station)
+    life.set_up()
+    other_life.set_up()
+
+    assert life.step(wait_seconds=0)
+    assert not life.step(wait_seconds=0)
+    assert came == ["0"]
+    subscription.resume()
+    while life.step(wait_seconds=0):
+        pass
+    assert came == ["0", "1", "2"]

@@ -252,6 +252,26 @@ def test_nothing_can_be_taken_during_a_pause_and_a_wake_ends_the_wait() -> None:
     assert mailbox.take(10, wait_seconds=0) == [0, 1]
 
 
+def test_who_waits_for_the_end_of_a_pause_needs_no_event() -> None:
+    switch = Switch()
+    mailbox: Mailbox[int] = Mailbox(size=10, switch=switch)
+    assert mailbox.wait_while_paused()
+    switch.pause()
+    assert not mailbox.wait_while_paused(0)
+    called: list[str] = []
+    mailbox.call_when_ready(lambda: called.append("again"))
+    waiting = threading.Thread(target=mailbox.wait_while_paused)
+    waiting.start()
+    wait_until(lambda: mailbox._waiters == 1)
+
+    switch.resume()
+    mailbox.wake()
+
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert called == ["again"]
+
+
 def test_the_end_of_a_mailbox_is_the_end_of_its_pause() -> None:
     switch = Switch()
     mailbox: Mailbox[int] = Mailbox(size=10, switch=switch)
@@ -260,6 +280,7 @@ def test_the_end_of_a_mailbox_is_the_end_of_its_pause() -> None:
 
     mailbox.close()
 
+    assert not mailbox.is_paused
     assert mailbox.take(10) == [1]
 
 
