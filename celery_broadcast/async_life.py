@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterator, Hashable
 from functools import partial
@@ -17,6 +18,11 @@ from celery_broadcast.intake import Work
 from celery_broadcast.life import say_no_setup, say_no_teardown
 from celery_broadcast.station import NotBegunError, Station, hands
 from celery_broadcast.waiting import call_on_loop
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+# How long a crash waits for the other calls in flight: one may hang.
+_SECONDS_AFTER_CRASH = 5.0
 
 
 class AsyncLife:
@@ -31,6 +37,7 @@ class AsyncLife:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
         self._is_cut_off = False
+        self._is_given_up = False
         # Outlive a crash and a pause: whoever had the key of an event has it still.
         self._keys: list[Hashable] = []
 
@@ -40,7 +47,7 @@ class AsyncLife:
         Args:
             deadline: when to end it all the same, by the monotonic clock.
         """
-        self._crash, self._is_cut_off = None, False
+        self._crash, self._is_cut_off, self._is_given_up = None, False, False
         try:
             asyncio.run(self._live(deadline))
         except BaseException as error:  # noqa: BLE001  # theirs must not end the thread
@@ -124,8 +131,25 @@ class AsyncLife:
             self._in_flight.add(task)
             task.add_done_callback(self._in_flight.discard)
             del work, task  # or the last event, and its result, would live on
-        if self._in_flight:
+        if self._crash is not None:
+            await self._wait_after_crash(self._crash)
+        elif self._in_flight:
             await asyncio.wait(self._in_flight)
+
+    async def _wait_after_crash(self, crash: BaseException) -> None:
+        """Let the other calls in flight end, if they do so soon; the rest is cancelled."""
+        others = [task for task in self._in_flight if not task.done()]
+        if not others:
+            return
+        logger.error(
+            "consumer %r crashed (%s) with others in flight (%d): they have %.1f s to end before "
+            "they are cancelled",
+            self._station.name,
+            type(crash).__name__,
+            len(others),
+            _SECONDS_AFTER_CRASH,
+        )
+        await asyncio.wait(others, timeout=_SECONDS_AFTER_CRASH)
 
     async def _next(self) -> Work | None:
         station = self._station
@@ -205,7 +229,8 @@ class AsyncLife:
     async def _try(self, argument: Any) -> None:
         assert self._consumer is not None  # noqa: S101  # set up before
         await self._keep_to_rate()
-        if self._is_over:  # and the consumer has made something else of its cancellation
+        if self._is_over or self._is_given_up:
+            # And the consumer has made something else of its cancellation.
             raise asyncio.CancelledError
         async with self._call(argument), django_connections.around_async_call():
             await _awaited(self._consumer.handle(argument))
@@ -220,6 +245,8 @@ class AsyncLife:
                 raise NotBegunError
 
     async def _cancel_in_flight(self) -> None:
+        self._is_given_up = True
+        self._stop_requested.set()  # nobody waits for another try
         for task in self._in_flight:
             task.cancel()
         if self._in_flight:

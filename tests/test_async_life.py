@@ -19,7 +19,7 @@ from recorder import make_event, numbered, subscribe
 from test_fork import in_child
 
 import celery_broadcast
-from celery_broadcast import JobEvent, JobFinished, notices, on_job_event
+from celery_broadcast import JobEvent, JobFinished, async_life, notices, on_job_event
 from celery_broadcast.async_life import AsyncLife
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
@@ -375,6 +375,39 @@ def test_an_exit_restarts_the_consumer_once_the_others_in_flight_have_ended() ->
     assert lives[:3] == ["setup", "teardown after ['0', '1']", "setup"]
     assert gate.cancelled == []
     assert (stats.handled, stats.failed) == (4, 1)
+
+
+def test_an_exit_is_said_at_once_and_a_call_that_hangs_is_cancelled_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(async_life, "_SECONDS_AFTER_CRASH", 0.02)
+    gate = Gate()
+    came: list[str] = []
+    cancelled: list[str] = []
+
+    async def handle(event: JobEvent) -> None:
+        came.append(event.task_id)
+        if event.task_id == "0":
+            try:
+                await gate.handle(event)
+            except asyncio.CancelledError:
+                cancelled.append(caplog.text)
+                raise OSError("connection lost") from None
+        if event.task_id == "1":
+            await until(lambda: gate.waiting == 1)
+            raise SystemExit(3)
+
+    retry = Retry(attempts=3, wait=3_600.0)
+    with working(handle, numbered(3), concurrency=2, retry=retry) as crew:
+        wait_until(lambda: crew.mailbox.stats().pending == 0)
+        stats = run_out(crew)
+
+    assert came == ["0", "1", "2"]
+    assert (stats.handled, stats.failed) == (1, 2)
+    (said_before,) = cancelled
+    assert (
+        "consumer 'store' crashed (SystemExit) with others in flight (1): they have 0.0 s to end"
+    ) in said_before
 
 
 @pytest.mark.parametrize("part", ["selector", "partition_by"])
