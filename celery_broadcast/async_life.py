@@ -54,7 +54,9 @@ class AsyncLife:
             return None if self._is_over else error
         finally:
             self._station.on_turn = None
-        return self._crash
+            # Not kept: its traceback keeps the event alive.
+            crash, self._crash = self._crash, None
+        return crash
 
     @property
     def _is_over(self) -> bool:

@@ -2,29 +2,33 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery import Celery
-from crews import deliver, new_crew, run, run_out, working
+from crews import declared, deliver, new_crew, run, run_out, working
 from nodes.deadline import wait_until
 from recorder import make_event, numbered, subscribe
 from test_fork import in_child
 
 import celery_broadcast
-from celery_broadcast import JobEvent, JobFinished, async_life, notices, on_job_event
+from celery_broadcast import Event, JobEvent, JobFinished, async_life, notices, on_job_event
 from celery_broadcast.async_life import AsyncLife
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, GAVE_UP
+from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.errors import BroadcastError
+from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.producer import Producer
 from celery_broadcast.restarts import Restart
 from celery_broadcast.retry import Retry
@@ -919,3 +923,23 @@ def test_a_life_that_has_not_begun_can_be_over() -> None:
     station.abandon(DRAIN_TIMEOUT)
 
     assert AsyncLife(station).live() is None
+
+
+def test_what_a_crash_was_about_is_forgotten_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL + 1)  # a record keeps it too
+
+    class Watched(Event, frozen=True, weakref=True):
+        pass
+
+    async def handle(event: Event) -> None:
+        raise SystemExit(3)
+
+    mailbox: Mailbox[Delivery] = Mailbox(None)
+    deliver(mailbox, [Watched()])
+    alive = weakref.ref(mailbox._waiting[0].event)
+    life = AsyncLife(Station(declared(handle), mailbox))
+
+    assert isinstance(life.live(), SystemExit)
+
+    gc.collect()
+    assert alive() is None
