@@ -14,6 +14,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 1.0
 
+_ENDINGS = {1: "st", 2: "nd", 3: "rd"}
+
 
 class Failures:
     """Says what became of events on which the consumer raised, on any of its threads.
@@ -90,4 +92,6 @@ def text_of(event: Any) -> str:
 
 
 def _ordinal(number: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
+    words = {1: "first", 2: "second", 3: "third"}
+    ending = "th" if number % 100 in (11, 12, 13) else _ENDINGS.get(number % 10, "th")
+    return words.get(number, f"{number}{ending}")

@@ -87,7 +87,11 @@ def test_another_try_is_said_without_the_stack_and_apart_from_the_losses(
 
 
 @pytest.mark.parametrize(
-    ("attempt", "said"), [(1, "first"), (2, "second"), (3, "third"), (4, "4th"), (11, "11th")]
+    ("attempt", "said"),
+    [
+        *((1, "first"), (2, "second"), (3, "third"), (4, "4th"), (11, "11th"), (12, "12th")),
+        *((21, "21st"), (22, "22nd"), (33, "33rd"), (40, "40th"), (101, "101st"), (113, "113th")),
+    ],
 )
 def test_the_number_of_a_try_is_said_in_words(
     caplog: pytest.LogCaptureFixture, attempt: int, said: str
