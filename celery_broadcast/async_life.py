@@ -225,7 +225,7 @@ class AsyncLife:
             await retry.call_async(
                 partial(self._try, argument),
                 pause=self._pause,
-                say=partial(self._station.failures.say_retry, argument),
+                say=partial(self._station.say_retry, argument),
             )
 
     async def _try(self, argument: Any) -> None:

@@ -160,7 +160,7 @@ class Life:
             retry.call(
                 partial(self._try, argument),
                 pause=station.stop_requested.wait,  # a stop wakes it, and it tries at once
-                say=partial(station.failures.say_retry, argument),
+                say=partial(station.say_retry, argument),
             )
 
     def _try(self, argument: Any) -> None:

@@ -19,6 +19,7 @@ from celery_broadcast.failures import Failures
 from celery_broadcast.intake import Intake, Work
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
+from celery_broadcast.restarts import ended_on_purpose
 from celery_broadcast.subscription import Subscription
 
 #: The consumers in whose hands the present code runs; empty anywhere else.
@@ -173,7 +174,10 @@ class Station:
         self.mailbox.drop_in_hand(len(work.deliveries), reason)
 
     def settle_failed(self, work: Work, error: BaseException) -> None:
-        """Settle and say that the consumer raised."""
+        """Settle and say that the consumer raised, unless that was its way to end."""
+        if self.subscription.restart.kind == "transient" and ended_on_purpose(error):
+            self.mailbox.settle(handled=len(work.deliveries))
+            return
         self.mailbox.settle(failed=len(work.deliveries))
         self.failures.say_lost(self.argument(work.deliveries), error)
 
@@ -191,6 +195,11 @@ class Station:
                 yield
         finally:
             self.end_call(call)
+
+    def say_retry(self, argument: Any, error: BaseException, pause: float, attempt: int) -> None:
+        """Say that the consumer is called again; a stop lets it pause no more."""
+        seconds = 0.0 if self.stop_requested.is_set() else pause
+        self.failures.say_retry(argument, error, seconds, attempt)
 
     def begin_call(self, event: Any, what: str | None, stack: Callable[[], str]) -> Call | None:
         """Note that a call begins, if somebody wants to know when it hangs.

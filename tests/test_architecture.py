@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
         *("calls", "dispatcher", "django_connections", "errors", "failures", "intake", "mailbox"),
-        *("rate_limit", "stacks", "subscription"),
+        *("rate_limit", "restarts", "stacks", "subscription"),
     },
     "life": {"counts", "consumer", "django_connections", "intake", "notices", "station"},
     "async_life": {

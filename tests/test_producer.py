@@ -139,7 +139,8 @@ def test_who_has_ended_itself_stays_so_after_a_drain(make_producer: MakeProducer
         producer.drain()
 
     assert handled == ["0"]
-    assert producer.stats()["store"].dropped == {CANCELLED: 2}
+    stats = producer.stats()["store"]
+    assert (stats.handled, stats.failed, stats.dropped) == (1, 0, {CANCELLED: 2})
 
 
 @pytest.mark.parametrize("last", [False, True])

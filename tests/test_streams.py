@@ -185,6 +185,7 @@ def test_a_loop_may_stop_where_it_likes() -> None:
 def test_what_waits_when_the_block_ends_is_cancelled_and_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     told: list[tuple[str, int, str]] = []
 
     def hear(consumer: str, *, count: int, reason: str) -> None:
