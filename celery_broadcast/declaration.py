@@ -244,21 +244,30 @@ def _declare(caller: str, consumer: Any, fields: dict[str, Any]) -> Subscription
         )
         make_consumer = partial(FunctionConsumer, consumer)
         is_async = is_coroutine_function(consumer)
+    declared_at = place_of_declaration()
     subscription = Subscription(
         **{**fields, "name": name},
         make_consumer=make_consumer,
         is_async=is_async,
-        declared_at=place_of_declaration(),
-        code=_code_of(consumer),
+        declared_at=declared_at,
+        code=_code_of(consumer, declared_at),
         is_at_run_time=caller == "subscribe",
     )
     registry.add(subscription)
     return subscription
 
 
-def _code_of(consumer: Any) -> CodeType | None:
+def _code_of(consumer: Any, declared_at: str) -> CodeType | None:
     function = inspect.unwrap(getattr(consumer, "handle", consumer))
     code = getattr(function, "__code__", None)
+    if code is None:  # a partial, or an instance that can be called
+        while isinstance(function, partial):
+            function = inspect.unwrap(function.func)
+        code = getattr(function, "__code__", None)
+        code = code or getattr(type(function).__call__, "__code__", None)
+        # That of another file stays the same when this one is imported again.
+        if isinstance(code, CodeType) and not declared_at.startswith(f"{code.co_filename}:"):
+            return None
     return code if isinstance(code, CodeType) else None
 
 

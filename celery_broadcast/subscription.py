@@ -45,7 +45,8 @@ class Subscription:
         restart: when it starts again after a crash.
         is_async: whether its methods are coroutines.
         declared_at: the file and line of the declaration.
-        code: of the function, or of the class's `handle`; None if that isn't Python's.
+        code: of the function, or of the class's `handle`; None if that isn't Python's,
+            or if only a `partial` or an instance of it was made where it was declared.
         is_at_run_time: whether it was made by a call that may be made again.
         reader: of a stream; None for what is called with its events.
         switch: what `pause`, `resume` and `cancel` turn.

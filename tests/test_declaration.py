@@ -673,10 +673,17 @@ def shop_consumers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     file = tmp_path / "shop_consumers_of_this_test.py"
     file.write_text(
         dedent("""
+            from functools import partial
+            from test_declaration import takes_two
             from celery_broadcast import Consumer, on_job_event
 
             @on_job_event
             def trail(event): ...
+
+            def page(number, event): ...
+
+            on_job_event(name="own")(partial(page, "shop"))
+            on_job_event(name="of another file")(partial(takes_two, "shop"))
 
             @on_job_event
             class Audit(Consumer):
@@ -694,9 +701,10 @@ def test_a_module_that_is_imported_again_replaces_its_own_consumers(shop_consume
 
     importlib.reload(module)
 
-    assert [known.name for known in registry.subscriptions] == ["trail", "Audit"]
-    assert registry.subscriptions[1].make_consumer is module.Audit
-    assert registry.subscriptions[1].make_consumer is not before[1].make_consumer
+    names = [known.name for known in registry.subscriptions]
+    assert names == ["trail", "own", "of another file", "Audit"]
+    assert registry.subscriptions[-1].make_consumer is module.Audit
+    assert registry.subscriptions[-1].make_consumer is not before[-1].make_consumer
 
 
 def test_a_consumer_lives_as_long_as_it_is_declared() -> None:
@@ -766,3 +774,20 @@ def test_consumers_declared_in_a_loop_need_names_of_their_own() -> None:
 
     with pytest.raises(ConfigurationError, match="Two consumers are named 'trail'"):
         declare(None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: functools.partial(takes_two, "shop"), CallableInstance],
+    ids=["a partial", "an instance that can be called"],
+)
+def test_what_is_made_and_declared_in_a_loop_needs_names_of_its_own(
+    make: Callable[[], Callable[[Any], object]],
+) -> None:
+    def declare() -> None:
+        on_job_event(name="page")(make())
+
+    declare()
+
+    with pytest.raises(ConfigurationError, match="Two consumers are named 'page'"):
+        declare()
