@@ -115,6 +115,7 @@ class Slot:
         self._ints = self._memory.cast("i")
         self._longs = self._memory.cast("Q")
         self._free_notes = deque(range(NOTES))
+        self._is_lack_of_rows_said = False
         self._next_published = itertools.count(1).__next__  # counts for several threads
 
     # Who has it.
@@ -249,6 +250,16 @@ class Slot:
         """Return numbers, all zero, that the main process can read too; None if all are given."""
         used = self._longs[_ROWS_USED]
         if used >= ROWS:
+            if not self._is_lack_of_rows_said:
+                self._is_lack_of_rows_said = True
+                logger.warning(
+                    "broadcast has memory for the numbers of %d consumers in pid %d, and there "
+                    "were more names than that. stats() of the worker's main process leaves out "
+                    "the others, such as %r",
+                    ROWS,
+                    os.getpid(),
+                    name,
+                )
             return None
         start = _ROWS_FROM + used * _ROW
         row = self._memory[start : start + _ROW]

@@ -78,14 +78,22 @@ def test_a_pool_process_counts_where_its_main_process_reads() -> None:
     assert sharing(slots).add_pool({}) == {"store": stats(3, 1, pending=2)}
 
 
-def test_a_consumer_for_which_there_is_no_row_is_counted_in_its_own_process() -> None:
+def test_a_consumer_for_which_there_is_no_row_is_counted_in_its_own_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     slots = Slots(count=1)
     ledger, _ = in_pool_process(slots)
     for number in range(ROWS):
         ledger.counts(f"consumer-{number}")
 
-    ledger.counts("one too many").offer(3)
+    assert caplog.messages == []
 
+    ledger.counts("one too many").offer(3)
+    ledger.counts("two too many").offer(3)
+
+    (line,) = caplog.messages  # said once
+    assert "more names than that" in line
+    assert "'one too many'" in line
     assert ledger.counts("one too many").stats().offered == 3
     assert "one too many" not in sharing(slots).add_pool({})
 
