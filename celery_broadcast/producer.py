@@ -445,7 +445,7 @@ class Producer:
             shares = ", ".join(f"{name}: {count}" for name, count in left.items() if count)
             logger.warning(
                 "broadcast stopped after %.1f s with %d events unhandled (%s). "
-                "Raise broadcast_drain_timeout to keep them",
+                "Raise broadcast_drain_timeout, or the timeout of your drain(), to keep them",
                 seconds,
                 drained.left,
                 shares,

@@ -56,7 +56,7 @@ def test_a_loss_is_said_in_one_line_with_its_number_its_reason_and_a_remedy(
         (MAILBOX_FULL, "It is behind: raise its mailbox_size or make it faster"),
         (INBOX_FULL, "Something keeps this process from running any other thread"),
         (STOPPED, "They came after the broadcast had stopped"),
-        (DRAIN_TIMEOUT, "Raise broadcast_drain_timeout to have them handled"),
+        (DRAIN_TIMEOUT, "Raise broadcast_drain_timeout, or the timeout of drain(), to keep them"),
         (GAVE_UP, "It crashed too often; see its error above"),
         (CANCELLED, "Its subscription was cancelled, or it ended itself"),
     ],
