@@ -137,7 +137,8 @@ def broadcasting(*, enabled: bool = True) -> Iterator[None]:
     For scripts and tests. In the block a broadcast of its own is on, with
     consumers that start anew and numbers of its own. What was published before
     the block is handled before it, and what was published in the block at its
-    end. A job that had started before goes on being told as before.
+    end. A job that had started before goes on being told as before, and one
+    that is still at it when the block ends is told no more.
 
     An app that is configured or uninstalled in the block changes nothing in
     it: what its configuration says counts from the block's end on. Blocks can
