@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer, FunctionConsumer
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         selector: Callable[[E], object] | None
         name: str | None
         mailbox_size: int | None
-        overflow: str | None
+        overflow: Literal["drop_oldest", "drop_newest"] | None
 
     class Options(StreamOptions[E], Generic[E], total=False):
         """All that a consumer can ask for: docs/consumers.md."""
@@ -153,7 +153,11 @@ def on_job_event(*arguments: Any, **options: Any) -> Any:
 
 @overload
 def subscribe(
-    consumer: type[Consumer], /, *events: type[Event], **options: Any
+    consumer: type[Consumer],
+    /,
+    *events: type[Event],
+    batch: Batch | None = None,
+    **options: Unpack[Options[Any]],
 ) -> Subscription: ...
 @overload
 def subscribe(

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import broadcast_threads
@@ -595,7 +595,7 @@ def test_an_event_at_any_moment_of_a_cancel_leaves_nothing_behind(
     ("overflow", "kept"), [("drop_oldest", ["3", "4"]), ("drop_newest", ["0", "1"])]
 )
 def test_a_paused_consumer_lets_its_mailbox_fill_whose_policy_holds(
-    overflow: str, kept: list[str]
+    overflow: Literal["drop_oldest", "drop_newest"], kept: list[str]
 ) -> None:
     recorder = Recorder()
     subscription = celery_broadcast.subscribe(

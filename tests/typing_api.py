@@ -187,6 +187,16 @@ def at_run_time(seen: list[JobFailed]) -> None:
     celery_broadcast.subscribe(one_of_many, JobFailed, JobFinished, JobRetried, JobRevoked)
     celery_broadcast.subscribe(coroutine, JobFailed, concurrency=5)
     celery_broadcast.subscribe(Webhook, JobFailed, task="shop.*")
+    celery_broadcast.subscribe(Webhook)
+    celery_broadcast.subscribe(
+        Webhook,
+        JobFailed,
+        JobFinished,
+        batch=Batch(),
+        selector=lambda event: event.runtime > 30,
+        overflow="drop_newest",
+        name="webhook-2",
+    )
     subscription = celery_broadcast.subscribe(seen.append, JobFailed, name="seen")
     subscription.pause()
     subscription.resume()
@@ -375,6 +385,7 @@ on_job_event(JobFailed, OSError)  # type: ignore[type-var]
 on_job_event(JobFailed, taks="shop.*")  # type: ignore[call-overload]
 on_job_event(JobFailed, task=5)  # type: ignore[call-overload]
 on_job_event(JobFailed, mailbox_size="5")  # type: ignore[call-overload]
+on_job_event(JobFailed, overflow="newest")  # type: ignore[call-overload]
 on_job_event(JobFailed, selector="retries")  # type: ignore[call-overload]
 on_job_event(JobStarted, selector=lambda event: event.runtime > 30)  # type: ignore[attr-defined]
 on_job_event(JobFailed, batch=500)  # type: ignore[call-overload]
@@ -388,6 +399,9 @@ Batch(500)  # type: ignore[call-arg]
 Restart("always")  # type: ignore[arg-type]
 celery_broadcast.subscribe(page_oncall, JobStarted)  # type: ignore[arg-type]
 celery_broadcast.subscribe(page_oncall)  # type: ignore[arg-type]
+celery_broadcast.subscribe(Webhook, JobFailed, taks="shop.*")  # type: ignore[call-overload]
+celery_broadcast.subscribe(Webhook, JobFailed, overflow="newest")  # type: ignore[call-overload]
+celery_broadcast.subscribe(Webhook, JobFailed, batch=500)  # type: ignore[call-overload]
 celery_broadcast.stream(JobFailed, batch=Batch())  # type: ignore[call-overload]
 celery_broadcast.notify("incident")  # type: ignore[arg-type]
 celery_broadcast.drain("5s")  # type: ignore[arg-type]
