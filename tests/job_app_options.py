@@ -258,7 +258,7 @@ def manage(name: str, kind: type[Ping]) -> None:
 
     is_done = subscription.cancel(timeout=_MOST_SECONDS)
     celery_broadcast.notify(kind(number=4))
-    say("cancelled" if is_done else "not cancelled")
+    say("cancelled" if is_done else "cancelling")
 
 
 @app.task(name="job_app.manages")
