@@ -211,8 +211,10 @@ class AsyncLife:
         except BaseException as error:
             if self._is_over:
                 return  # cancelled; whoever cut it off counts it
-            station.settle_failed(work, error)
-            if not isinstance(error, Exception | asyncio.CancelledError):
+            is_crash = not isinstance(error, Exception | asyncio.CancelledError)
+            # What a crash has cancelled doesn't go on either.
+            station.settle_failed(work, error, is_crash=is_crash or self._is_given_up)
+            if is_crash:
                 raise
         else:
             station.mailbox.settle(handled=len(work.deliveries))

@@ -30,17 +30,18 @@ class Failures:
         self._retried = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_LINES)
         self._saying = threading.Lock()
 
-    def say_lost(self, event: Any, error: BaseException) -> None:
+    def say_lost(self, event: Any, error: BaseException, *, is_crash: bool) -> None:
         """Say and notice that what the consumer was called with is lost.
 
         Args:
             event: the event, or the list of a batch.
             error: what it raised.
+            is_crash: whether the consumer ends by it.
         """
         count = self._count_for_line(self._lost)
         if count:
             more = f" ({count - 1} more since the last such line)" if count > 1 else ""
-            goes_on = ", the consumer goes on" if isinstance(error, Exception) else ""
+            goes_on = "" if is_crash else ", the consumer goes on"
             is_lost = "these are lost" if isinstance(event, list) else "this event is lost"
             logger.error(
                 "consumer %r raised on %s; %s%s%s",

@@ -145,8 +145,9 @@ class Life:
         except NotBegunError:
             station.drop(work, CANCELLED)
         except BaseException as error:
-            station.settle_failed(work, error)
-            if not isinstance(error, Exception):
+            is_crash = not isinstance(error, Exception)
+            station.settle_failed(work, error, is_crash=is_crash)
+            if is_crash:
                 raise
         else:
             station.mailbox.settle(handled=len(deliveries))

@@ -167,19 +167,25 @@ class Station:
     def fail(self, delivery: Delivery, error: BaseException) -> None:
         """Settle and say that a part of the subscription raised on an event."""
         self.mailbox.settle(failed=1)
-        self.failures.say_lost(delivery.event, error)
+        self.failures.say_lost(delivery.event, error, is_crash=not isinstance(error, Exception))
 
     def drop(self, work: Work, reason: str) -> None:
         """Count events that were in hand, and that the consumer was never called with."""
         self.mailbox.drop_in_hand(len(work.deliveries), reason)
 
-    def settle_failed(self, work: Work, error: BaseException) -> None:
-        """Settle and say that the consumer raised, unless that was its way to end."""
+    def settle_failed(self, work: Work, error: BaseException, *, is_crash: bool) -> None:
+        """Settle and say that the consumer raised, unless that was its way to end.
+
+        Args:
+            work: what it was called with.
+            error: what it raised.
+            is_crash: whether it ends by that.
+        """
         if self.subscription.restart.kind == "transient" and ended_on_purpose(error):
             self.mailbox.settle(handled=len(work.deliveries))
             return
         self.mailbox.settle(failed=len(work.deliveries))
-        self.failures.say_lost(self.argument(work.deliveries), error)
+        self.failures.say_lost(self.argument(work.deliveries), error, is_crash=is_crash)
 
     @contextlib.contextmanager
     def call(self, event: Any = None, what: str | None = None) -> Iterator[None]:

@@ -333,7 +333,9 @@ def test_what_a_coroutine_raises_fails_that_event_alone(caplog: pytest.LogCaptur
     )
 
 
-def test_a_coroutine_that_is_cancelled_by_its_own_code_fails_that_event_alone() -> None:
+def test_a_coroutine_that_is_cancelled_by_its_own_code_fails_that_event_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     lives: list[str] = []
 
     class Impatient(Consumer):
@@ -352,6 +354,7 @@ def test_a_coroutine_that_is_cancelled_by_its_own_code_fails_that_event_alone() 
 
     assert (stats.handled, stats.failed) == (2, 2)
     assert lives == ["setup"]
+    assert "this event is lost, the consumer goes on" in caplog.text
 
 
 def test_an_exit_restarts_the_consumer_once_the_others_in_flight_have_ended() -> None:

@@ -26,7 +26,7 @@ def test_each_loss_is_noticed_and_the_log_has_one_line_a_second(
     failures, error, events = Failures("store"), OSError("no"), numbered(20)
     with notices.consumer_failed.connected_to(hear):
         for event in events:
-            failures.say_lost(event, error)
+            failures.say_lost(event, error, is_crash=False)
 
     assert told == [("store", event, error) for event in events]
     assert lines(caplog, logging.ERROR) == [
@@ -44,10 +44,10 @@ def test_the_next_line_tells_how_many_there_were_since_the_last(
     monkeypatch.setattr("celery_broadcast.failures.time.monotonic", lambda: now)
     failures = Failures("store")
     for event in numbered(5):
-        failures.say_lost(event, OSError("no"))
+        failures.say_lost(event, OSError("no"), is_crash=False)
     now += 1.5
 
-    failures.say_lost(numbered(6)[5], OSError("no"))
+    failures.say_lost(numbered(6)[5], OSError("no"), is_crash=False)
 
     assert lines(caplog, logging.ERROR)[1] == (
         "consumer 'store' raised on JobFinished shop.charge[5]; this event is lost, "
@@ -56,7 +56,7 @@ def test_the_next_line_tells_how_many_there_were_since_the_last(
 
 
 def test_an_exit_is_not_said_to_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    Failures("store").say_lost(numbered(3), SystemExit(3))
+    Failures("store").say_lost(numbered(3), SystemExit(3), is_crash=True)
 
     assert lines(caplog, logging.ERROR) == [
         (
@@ -74,7 +74,7 @@ def test_another_try_is_said_without_the_stack_and_apart_from_the_losses(
 
     for attempt in range(1, 6):
         failures.say_retry(event, OSError("no"), 2.0, attempt)
-    failures.say_lost(event, OSError("no"))
+    failures.say_lost(event, OSError("no"), is_crash=False)
 
     assert lines(caplog, logging.WARNING) == [
         (

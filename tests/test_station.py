@@ -131,7 +131,7 @@ def test_all_events_of_a_call_that_raised_are_settled() -> None:
     work = station.intake.poll()
     assert work is not None
 
-    station.settle_failed(work, OSError("no"))
+    station.settle_failed(work, OSError("no"), is_crash=False)
 
     stats = station.mailbox.stats()
     assert (stats.failed, stats.pending) == (3, 0)
