@@ -45,6 +45,7 @@ from celery_broadcast.producer import Producer
 from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
 from celery_broadcast.survivor import End, Survivor
+from celery_broadcast.waiting import undisturbed
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -415,7 +416,8 @@ class Bridge:
     def on_worker_process_shutdown(self, exitcode: Any = None, **_: Any) -> None:
         """Drain a pool process: it leaves by `os._exit`, so nothing later would run."""
         started = time.monotonic()
-        self.producer.drain()
+        with undisturbed():
+            self.producer.drain()
         seconds = time.monotonic() - started
         if exitcode == EX_RECYCLE and seconds > _LONG_DRAIN_SECONDS:
             logger.warning(
@@ -431,7 +433,8 @@ class Bridge:
         self._end_what_was_cut_off()
         self._survivor.look()
         self._drain_until = time.monotonic() + self.settings.drain_timeout
-        self.producer.drain()
+        with undisturbed():
+            self.producer.drain()
 
     @_border
     def _on_exit(self) -> None:
@@ -440,7 +443,8 @@ class Bridge:
         self._survivor.leave()
         # What the drain of `worker_shutdown` has left of the time, if it was that late.
         left_seconds = max(_LAST_DRAIN_SECONDS, self._drain_until - time.monotonic())
-        self.producer.drain(min(left_seconds, self.settings.drain_timeout), last=True)
+        with undisturbed():
+            self.producer.drain(min(left_seconds, self.settings.drain_timeout), last=True)
 
     def _end_what_was_cut_off(self) -> None:
         """End the jobs whose greenlets a cold shutdown has stopped; Celery fails to say so."""

@@ -114,7 +114,9 @@ def drain(timeout: float | None = None) -> Drained:
 
     Args:
         timeout: seconds to wait at most; None is `broadcast_drain_timeout`.
-            What is left then is dropped, counted and logged.
+            What is left then is dropped, counted and logged. So it is when
+            something strikes the thread that waits: the soft time limit of a
+            job, or Ctrl-C, which is then raised.
 
     Raises:
         BroadcastError: called by a consumer, which would wait for itself.

@@ -413,10 +413,15 @@ class Producer:
         if self._thread is None and not request.reached.is_set():
             self._serve()  # no thread was to be had: then it is done here
         grace = started + _GRACE_SECONDS
-        if not wait_until_set(request.reached, max(deadline, grace)):
-            left += self._drop_inbox(request)
-        # While the thread goes on all the same, they are still its own.
-        left += finish((*self.consumers.all(), *self._stopping), deadline)
+        try:
+            if not wait_until_set(request.reached, max(deadline, grace)):
+                left += self._drop_inbox(request)
+        except BaseException:
+            deadline = started  # what struck this thread is not to wait
+            raise
+        finally:
+            # While the thread goes on all the same, they are still its own.
+            left += finish((*self.consumers.all(), *self._stopping), deadline)
         drained = Drained(handled=self._handled() - handled_before, left=left.total())
         self._say_drained(drained, left, time.monotonic() - started)
         return drained

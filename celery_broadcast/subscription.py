@@ -104,6 +104,8 @@ class Subscription:
             Whether it has waited, and the consumer is done.
 
         Raises:
+            BaseException: what struck the thread that waits, such as the soft time
+                limit of a job, or Ctrl-C. The consumer is cancelled all the same.
             ConfigurationError: the timeout is no number of seconds.
         """
         if timeout is not None:

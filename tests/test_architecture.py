@@ -97,7 +97,7 @@ MAY_IMPORT = {
     "facts": {"events", "settings"},
     "bridge": {
         *("attempts", "errors", "events", "facts", "muting", "notices", "producer", "settings"),
-        *("slots", "survivor"),
+        *("slots", "survivor", "waiting"),
     },
     "installation": {"errors", "settings"},
     "streams": {

@@ -26,6 +26,7 @@ from recorder import (
 
 from celery_broadcast import notices
 from celery_broadcast.batch import Batch
+from celery_broadcast.bridge import Bridge
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import (
     CANCELLED,
@@ -644,6 +645,100 @@ def test_what_strikes_while_the_thread_starts_makes_no_second_one(
 
     assert broadcast_threads().count("broadcast") == 1
     assert recorder.task_ids == ["1", "2"]
+
+
+def strike_once(
+    is_time: Callable[[], bool], and_then: Callable[[], None] = lambda: None
+) -> threading.Thread:
+    """Have the main thread struck as by a soft time limit, as soon as it is time."""
+
+    def strike(*_: object) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        raise TimeoutError
+
+    def watch() -> None:
+        wait_until(is_time)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        wait_until(lambda: signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN)
+        and_then()
+
+    signal.signal(signal.SIGUSR1, strike)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    return watcher
+
+
+def test_a_soft_time_limit_goes_through_a_drain_which_counts_what_is_left(
+    make_producer: MakeProducer,
+) -> None:
+    stuck = StuckConsumer()
+    producer = make_producer(subscribe(stuck, "stuck"))
+    for event in numbered(3):
+        producer.notify(event)
+    assert stuck.stuck.wait(10)
+
+    watcher = strike_once(lambda: bool(producer._stopping))
+    with pytest.raises(TimeoutError):
+        producer.drain(60.0)
+
+    watcher.join()
+    assert producer.stats()["stuck"].dropped == {DRAIN_TIMEOUT: 3}
+    assert not producer._draining.locked()
+    stuck.freed.set()
+
+
+def test_a_soft_time_limit_goes_through_a_drain_that_waits_for_the_producer(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    held, free = threading.Event(), threading.Event()
+
+    def hold_the_producer(_: object, **__: object) -> None:
+        held.set()
+        assert free.wait(60.0)
+
+    producer = make_producer(subscribe(recorder, "store"))
+    with notices.broadcast_started.connected_to(hold_the_producer):
+        for event in numbered(3):
+            producer.notify(event)
+        assert held.wait(10)
+        watcher = strike_once(lambda: producer._inbox.qsize() > 3)
+        with pytest.raises(TimeoutError):
+            producer.drain(60.0)
+        watcher.join()
+        free.set()
+
+    wait_until(lambda: producer.stats()["store"].handled == 3)  # nobody has dropped them
+
+
+def test_a_soft_time_limit_goes_through_a_cancel(make_producer: MakeProducer) -> None:
+    stuck = StuckConsumer()
+    subscription = subscribe(stuck, "stuck")
+    producer = make_producer(subscription)
+    producer.notify(make_event(JobFinished))
+    assert stuck.stuck.wait(10)
+
+    watcher = strike_once(lambda: subscription.switch.is_cancelled)
+    with pytest.raises(TimeoutError):
+        subscription.cancel(60.0)
+
+    watcher.join()
+    stuck.freed.set()
+
+
+def test_the_drain_of_a_process_that_ends_is_not_ended_by_a_soft_time_limit(
+    make_producer: MakeProducer,
+) -> None:
+    stuck = StuckConsumer()
+    bridge = Bridge(Settings(), make_producer(subscribe(stuck, "stuck")))
+    bridge.producer.notify(make_event(JobFinished))
+    assert stuck.stuck.wait(10)
+
+    watcher = strike_once(lambda: bool(bridge.producer._stopping), and_then=stuck.freed.set)
+    bridge.on_worker_process_shutdown()
+
+    watcher.join()
+    assert bridge.producer.stats()["stuck"].handled == 1
 
 
 def test_a_drain_counts_what_a_receiver_of_a_notice_holds_up(

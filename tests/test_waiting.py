@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from celery_broadcast.waiting import wait_until_set
+from celery_broadcast.waiting import undisturbed, wait_until_set
 
 
 class Struck(threading.Event):
@@ -38,11 +38,21 @@ def test_the_deadline_ends_the_waiting() -> None:
     assert not wait_until_set(threading.Event(), deadline=time.monotonic() - 1.0)
 
 
-def test_an_exception_that_strikes_does_not_end_the_waiting() -> None:
-    assert wait_until_set(Struck(RuntimeError("a soft time limit")), soon())
+@pytest.mark.parametrize("strike", [TimeoutError, KeyboardInterrupt, SystemExit])
+def test_what_strikes_ends_the_waiting(strike: type[BaseException]) -> None:
+    with pytest.raises(strike):
+        wait_until_set(Struck(strike()), soon())
+
+
+def test_an_exception_does_not_end_the_waiting_of_a_process_that_ends() -> None:
+    with undisturbed():
+        assert wait_until_set(Struck(RuntimeError("a soft time limit")), soon())
+
+    with pytest.raises(RuntimeError):
+        wait_until_set(Struck(RuntimeError("a soft time limit")), soon())
 
 
 @pytest.mark.parametrize("strike", [KeyboardInterrupt, SystemExit])
-def test_an_exit_ends_the_waiting(strike: type[BaseException]) -> None:
-    with pytest.raises(strike):
+def test_an_exit_ends_every_waiting(strike: type[BaseException]) -> None:
+    with undisturbed(), pytest.raises(strike):
         wait_until_set(Struck(strike()), soon())
