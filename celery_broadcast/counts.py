@@ -79,12 +79,13 @@ class Counts:
 
     Attributes:
         lock: whoever writes holds it; a mailbox shares it with the next one of
-            the same consumer, which may begin before the last has ended.
+            the same consumer, which may begin before the last has ended. It is
+            reentrant: a signal handler, or a finalizer, may ask for the numbers.
     """
 
     def __init__(self, numbers: Numbers | None = None) -> None:
         # Made through the module, so that it is the patched one under gevent.
-        self.lock: threading.Lock = threading.Lock()
+        self.lock: threading.RLock = threading.RLock()
         self._numbers: Numbers = array("Q", bytes(8 * LENGTH)) if numbers is None else numbers
 
     def offer(self, count: int = 1) -> None:

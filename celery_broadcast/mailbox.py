@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from celery_broadcast.counts import MAILBOX_FULL, STOPPED, ConsumerStats, Counts
+from celery_broadcast.counts import MAILBOX_FULL, STOPPED, ConsumerStats, Counts, stats_of
 from celery_broadcast.switch import Switch
 
 T = TypeVar("T")
@@ -18,6 +18,10 @@ class Mailbox(Generic[T]):
 
     One thread puts, those of the consumer take, one at a time; any may ask for
     `stats`. No job's thread ever comes here.
+
+    A signal handler or a finalizer may call a method in the middle of another,
+    on the same thread. Python runs them where a call returns, so from what is
+    looked at to what is changed by it, there is no call in between.
 
     Args:
         size: how many events may wait; None is without a bound. What the
@@ -72,15 +76,15 @@ class Mailbox(Generic[T]):
         dropped = None  # outlives the lock: what its finalizers do is their own affair
         with self._lock:
             self._counts.offer()
-            if self._closed_because is not None:
-                self._counts.drop(1, self._closed_because)
-                return False
             room = self._size is None or len(self._waiting) + self._aside < self._size
-            if not room:
+            if not room and self._closed_because is None:
                 self._counts.drop(1, MAILBOX_FULL)
                 if not self._drop_oldest or not self._waiting:
                     return False
                 dropped = self._waiting.popleft()
+            if self._closed_because is not None:
+                self._counts.drop(1, self._closed_because)
+                return False
             self._waiting.append(item)
             if len(self._waiting) >= self._at_least and not self._switch.is_paused:
                 self._ring()
@@ -114,8 +118,11 @@ class Mailbox(Generic[T]):
                     return []
                 self._in_hand += 1
                 return [waiting.popleft()]
-            taken = [waiting.popleft() for _ in range(min(demand, len(waiting)))]
-            self._in_hand += len(taken)
+            taken: list[T] = []
+            while self._waiting and demand:
+                demand -= 1
+                self._in_hand += 1
+                taken.append(self._waiting.popleft())
             return taken
 
     def wait(self, wait_seconds: float | None = None, *, at_least: int = 1) -> None:
@@ -188,7 +195,8 @@ class Mailbox(Generic[T]):
         After `abandon` that is none: it has counted them.
         """
         with self._lock:
-            count = min(count, self._in_hand)
+            if count > self._in_hand:  # noqa: PLR1730  # min() is a call: see above
+                count = self._in_hand
             self._in_hand -= count
             self._counts.drop(count, reason)
             return count
@@ -243,12 +251,15 @@ class Mailbox(Generic[T]):
     def stats(self) -> ConsumerStats:
         """Return the numbers of this moment."""
         with self._lock:
-            return self._counts.stats(pending=len(self._waiting) + self._in_hand)
+            numbers = self._counts.snapshot()
+            pending = len(self._waiting) + self._in_hand
+        return stats_of(numbers, pending)
 
     # With the lock held.
 
     def _discard(self, reason: str) -> deque[T]:
-        dropped, self._waiting = self._waiting, deque()
+        empty: deque[T] = deque()
+        dropped, self._waiting = self._waiting, empty
         self._counts.drop(len(dropped), reason)
         self._closed_because = reason
         self._ring(all_of_them=True)

@@ -18,7 +18,7 @@ import msgspec
 
 from celery_broadcast import fork, notices
 from celery_broadcast.consumers import Consumers, finish
-from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts
+from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, stats_of
 from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.errors import BroadcastError
@@ -227,7 +227,8 @@ class Producer:
         stats = {subscription.name: nothing for subscription in self._registry.subscriptions}
         for name, counts in self.ledger.own().items():
             with counts.lock:
-                stats[name] = counts.stats()
+                numbers = counts.snapshot()
+            stats[name] = stats_of(numbers)
         return stats
 
     def _start(self) -> None:

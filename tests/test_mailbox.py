@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -326,6 +329,79 @@ def test_what_was_put_aside_can_be_dropped_alone_and_makes_room() -> None:
     assert put_all(mailbox, range(3)) == [True, True, True]
     stats = mailbox.stats()
     assert (stats.dropped, stats.pending) == ({CANCELLED: 2}, 4)
+
+
+def interrupted(
+    operation: Callable[[], object], interrupt: Callable[[], object], *, at: int
+) -> bool:
+    """Interrupt it as a signal handler does: where a call begins, or has returned.
+
+    Returns:
+        False if there were not so many calls.
+    """
+    points = 0
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        nonlocal points
+        is_ours = frame.f_code.co_filename.endswith(("mailbox.py", "counts.py"))
+        if not is_ours or event == "c_call":
+            return
+        points += 1
+        if points == at:
+            sys.setprofile(None)
+            interrupt()
+
+    def run() -> None:
+        sys.setprofile(profile)
+        operation()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10.0)
+    assert not thread.is_alive(), "it waits for itself"
+    return points >= at
+
+
+OPERATIONS: dict[str, Callable[[Mailbox[int]], object]] = {
+    "put": lambda mailbox: mailbox.put(9),
+    "take": lambda mailbox: mailbox.take(1, wait_seconds=0),
+    "take several": lambda mailbox: mailbox.take(9, wait_seconds=0),
+    "settle": lambda mailbox: mailbox.settle(handled=1, failed=1),
+    "drop in hand": lambda mailbox: mailbox.drop_in_hand(2, CANCELLED),
+    "refuse": lambda mailbox: mailbox.refuse(1, MAILBOX_FULL),
+    "close": lambda mailbox: mailbox.close(),
+    "discard": lambda mailbox: mailbox.discard(CANCELLED),
+    "abandon": lambda mailbox: mailbox.abandon(DRAIN_TIMEOUT),
+    "stats": lambda mailbox: mailbox.stats(),
+}
+
+
+@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("interruption", ["discard", "abandon", "settle", "stats"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_wherever_a_signal_handler_interrupts_every_event_is_counted_once(
+    operation: str, interruption: str, size: int | None
+) -> None:
+    at = 0
+    is_interrupted = True
+    while is_interrupted:
+        at += 1
+        counts = Counts()
+        mailbox: Mailbox[int] = Mailbox(size=size, counts=counts)
+        put_all(mailbox, range(4))
+        mailbox.take(4, wait_seconds=0)
+        put_all(mailbox, range(4))
+
+        is_interrupted = interrupted(
+            lambda mailbox=mailbox: OPERATIONS[operation](mailbox),  # type: ignore[misc]
+            lambda mailbox=mailbox: OPERATIONS[interruption](mailbox),  # type: ignore[misc]
+            at=at,
+        )
+
+        assert mailbox.stats().pending == counts.stats().pending, f"at call {at}"
+        mailbox.abandon(STOPPED)
+        assert mailbox.stats().pending == counts.stats().pending == 0, f"at call {at}"
+    assert at > 1
 
 
 def test_after_an_abandon_nothing_is_dropped_twice() -> None:
