@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -73,28 +74,41 @@ class ConsumerThread:
             hands.reset(before)
 
     def _run(self) -> None:
+        hands.set(frozenset({self._station.name}))
+        try:
+            self._live_on()
+            notices.send(notices.consumer_stopped, self._station.name)
+        finally:  # whatever a handler of the log raises
+            self._ended.set()
+
+    def _live_on(self) -> None:
         station = self._station
-        hands.set(frozenset({station.name}))
         while (crash := self._live()) is not None:
             pause = self._restarts.pause_after_crash(crash, time.monotonic())
             if pause is None:
                 self._give_up(crash)
                 break
-            logger.error(
-                "consumer %r crashed (%s). It starts again in %.1f s; its events wait meanwhile",
-                station.name,
-                type(crash).__name__,
-                pause,
-            )
-            notices.send(notices.consumer_restarted, station.name, error=crash, pause=pause)
+            with contextlib.suppress(Exception):  # a handler of the log may raise
+                self._say_restart(crash, pause)
             del crash  # and with it all that its traceback keeps alive
             station.stop_requested.wait(pause)
-        notices.send(notices.consumer_stopped, station.name)
-        self._ended.set()
 
     def _live(self) -> BaseException | None:
-        with django_connections.of_this_thread():
-            return self._life.live()
+        try:
+            with django_connections.of_this_thread():
+                return self._life.live()
+        except BaseException as error:  # noqa: BLE001  # a handler of the log raised in it
+            return error
+
+    def _say_restart(self, crash: BaseException, pause: float) -> None:
+        name = self._station.name
+        logger.error(
+            "consumer %r crashed (%s). It starts again in %.1f s; its events wait meanwhile",
+            name,
+            type(crash).__name__,
+            pause,
+        )
+        notices.send(notices.consumer_restarted, name, error=crash, pause=pause)
 
     def _give_up(self, crash: BaseException) -> None:
         """Drop what waits; the producer notices it as it does every loss."""

@@ -179,9 +179,12 @@ class Consumers:
 
     def do_what_is_due(self, now: float) -> None:
         """Say what consumers lost, and which of their calls are stuck."""
+        # Each is planned anew by what it calls; if that raises, by the next event.
         if self._loss_line_due_at is not None and self._loss_line_due_at <= now:
+            self._loss_line_due_at = None
             self._say_losses(now)
         if self._look_due_at is not None and self._look_due_at <= now:
+            self._look_due_at = None
             self._look_at_calls(now)
 
     def say_all_losses(self, now: float) -> None:

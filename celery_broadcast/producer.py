@@ -366,7 +366,8 @@ class Producer:
                 return self._inbox.get()
             wait_seconds = due_at - time.monotonic()
             if wait_seconds <= 0.0:
-                self.consumers.do_what_is_due(time.monotonic())
+                with contextlib.suppress(Exception):  # a handler of the log may raise
+                    self.consumers.do_what_is_due(time.monotonic())
                 continue
             try:
                 return self._inbox.get(timeout=wait_seconds)
@@ -404,7 +405,8 @@ class Producer:
 
     def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()
-        if self._thread is None and self._inbox.empty():
+        # It crashed if there is still somebody; else there was no event since the last drain.
+        if self._thread is None and self._inbox.empty() and not self.consumers.all():
             self.consumers.end_streams()
             return Drained()
         handled_before = self._handled()

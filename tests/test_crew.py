@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import logging
 import queue
 import sys
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from crews import NOBODY, deliver, new_crew, run, run_out, working
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes.deadline import wait_until
-from recorder import Recorder, make_event, numbered, subscribe
+from recorder import BrokenConsumer, Recorder, make_event, numbered, subscribe
 
 from celery_broadcast import notices
 from celery_broadcast.batch import Batch
@@ -1024,3 +1025,54 @@ def an_hour(asked: threading.Event) -> Callable[[Any], float]:
         return 3600.0
 
     return wait
+
+
+# The log of the process is its own affair.
+
+
+class BrokenLog(logging.Handler):
+    """Raises on every line, as home-made handlers do."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError(record.getMessage())
+
+
+@pytest.fixture
+def broken_log() -> Iterator[None]:
+    log, handler = logging.getLogger("celery_broadcast"), BrokenLog()
+    log.addHandler(handler)
+    yield
+    log.removeHandler(handler)
+
+
+@pytest.mark.usefixtures("broken_log")
+@pytest.mark.parametrize("crashes_in", ["setup", "handle"])
+def test_a_log_that_raises_does_not_end_a_consumer_that_crashes(crashes_in: str) -> None:
+    class CrashesOnce(Recorder):
+        def setup(self) -> None:
+            super().setup()
+            if crashes_in == "setup" and len(self.lives) == 1:
+                raise SystemExit
+
+        def handle(self, event: JobEvent) -> None:
+            super().handle(event)
+            if crashes_in == "handle" and len(self.events) == 1:
+                raise SystemExit
+
+    recorder = CrashesOnce()
+    crew = crew_of(recorder, *numbered(3))
+
+    run_to_the_end(crew)
+
+    assert recorder.task_ids == ["0", "1", "2"]
+
+
+@pytest.mark.usefixtures("broken_log")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_consumer_that_a_log_does_not_let_say_its_end_has_ended() -> None:
+    crew = new_crew(BrokenConsumer(SystemExit(1)).handle, numbered(3), restart=Restart("temporary"))
+    crew.start()
+
+    assert all(thread.wait_for_end(time.monotonic() + 10.0) for thread in crew._threads)
+
+    assert crew.mailbox.stats().dropped == {GAVE_UP: 2}

@@ -647,6 +647,58 @@ def test_what_strikes_while_the_thread_starts_makes_no_second_one(
     assert recorder.task_ids == ["1", "2"]
 
 
+class BrokenLog(logging.Handler):
+    """Raises on the lines with such a word."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word = word
+        self.raised = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._word in record.getMessage():
+            self.raised.set()
+            raise OSError(record.getMessage())
+
+
+def test_a_log_that_raises_on_losses_does_not_end_the_producer(make_producer: MakeProducer) -> None:
+    stuck = StuckConsumer()
+    producer = make_producer(subscribe(stuck, "stuck", mailbox_size=1))
+    log, handler = logging.getLogger("celery_broadcast"), BrokenLog("lost")
+    log.addHandler(handler)
+    try:
+        for event in numbered(9):
+            producer.notify(event)
+        thread = producer._thread
+        assert handler.raised.wait(10)
+    finally:
+        log.removeHandler(handler)
+
+    stuck.freed.set()
+    producer.notify(make_event(JobFinished))
+    wait_until(lambda: producer.stats()["stuck"].offered == 10)
+    assert producer._thread is thread
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_drain_counts_what_the_thread_that_crashed_has_left(make_producer: MakeProducer) -> None:
+    stuck = StuckConsumer()
+    producer = make_producer(subscribe(stuck, "stuck"))
+    for event in numbered(3):
+        producer.notify(event)
+    assert stuck.stuck.wait(10)
+
+    def crash() -> None:
+        raise SystemExit
+
+    producer._ask(crash)
+    wait_until(lambda: producer._thread is None)
+
+    assert producer.drain(0.0).left == 3
+    assert producer.stats()["stuck"].dropped == {DRAIN_TIMEOUT: 3}
+    stuck.freed.set()
+
+
 def strike_once(
     is_time: Callable[[], bool], and_then: Callable[[], None] = lambda: None
 ) -> threading.Thread:
