@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from nodes.deadline import wait_until
 from reports import CallReport, HandledReport, NoticeReport, NumbersReport
 from running_worker import RunningWorker, running_worker, started_worker
 
@@ -386,10 +385,9 @@ def test_a_drain_ends_coroutines_in_flight_at_its_deadline(
     config = {**broker_config("redis"), "imports": imports, "broadcast_drain_timeout": 0.5}
 
     with running_worker(config, pool=pool, concurrency=1) as worker:
-        for number in range(6):
-            worker.send("ok", number)
+        for job in [worker.send("ok", number) for number in range(6)]:
+            job.get(timeout=30)
         worker.listener.wait_for(4, CallReport, consumer="endless", call="begun")
-        wait_until(worker.is_idle, 30)
         stopped_at = time.monotonic()
         exit_code = worker.stop()
         seconds = time.monotonic() - stopped_at
