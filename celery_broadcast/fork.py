@@ -32,7 +32,9 @@ class Preparing(Protocol):
         """Get ready; called in the parent, on the thread that is about to fork."""
 
 
-_forgetful: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+# A plain set, since it is copied at once, whatever another thread adds meanwhile: a
+# WeakSet isn't, and raises.
+_forgetful: set[weakref.ref[Forgetful]] = set()
 
 
 def starts_clean(instance: Forgetful) -> None:
@@ -40,18 +42,23 @@ def starts_clean(instance: Forgetful) -> None:
 
     And `instance.before_fork()`, if it has that, in the parent before.
     """
-    _forgetful.add(instance)
+    _forgetful.add(weakref.ref(instance, _forgetful.discard))
+
+
+def _all() -> list[Forgetful]:
+    references = _forgetful.copy()
+    return [instance for reference in references if (instance := reference()) is not None]
 
 
 def _prepare_all() -> None:
-    for instance in list(_forgetful):
+    for instance in _all():
         if isinstance(instance, Preparing):
             with _others_going_on():
                 instance.before_fork()
 
 
 def _forget_all() -> None:
-    for instance in list(_forgetful):
+    for instance in _all():
         with _others_going_on():
             instance.forget()
 

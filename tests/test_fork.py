@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -141,6 +142,33 @@ def test_what_is_gone_in_the_parent_is_not_kept_for_a_child() -> None:
     Attempts()
 
     assert len(fork._forgetful) == before
+
+
+def test_a_fork_does_not_mind_that_another_thread_has_something_new() -> None:
+    class Clean:
+        def forget(self) -> None:
+            """Nothing to forget."""
+
+    kept = [Clean() for _ in range(300)]
+    for each in kept:
+        fork.starts_clean(each)
+    is_over = threading.Event()
+
+    def make() -> None:
+        while not is_over.is_set():
+            fork.starts_clean(Clean())
+
+    maker = threading.Thread(target=make)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    maker.start()
+    try:
+        for _ in range(300):
+            assert len(fork._all()) >= len(kept)
+    finally:
+        is_over.set()
+        maker.join()
+        sys.setswitchinterval(interval)
 
 
 def test_an_error_around_a_fork_keeps_nobody_else_from_starting_clean(

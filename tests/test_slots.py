@@ -131,11 +131,9 @@ def let_pass(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 @pytest.fixture(autouse=True)
 def no_slots_left() -> Iterator[None]:
     """Let no later fork reserve slots of a test that is over: a failed one keeps what it had."""
-    before = list(fork._forgetful)
+    before = fork._forgetful.copy()
     yield
-    for instance in list(fork._forgetful):
-        if instance not in before:
-            fork._forgetful.discard(instance)
+    fork._forgetful.intersection_update(before)
 
 
 @pytest.fixture
