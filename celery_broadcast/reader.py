@@ -61,6 +61,7 @@ class Reader:
         """Read no more."""
         self.subscription.switch.cancel()  # first, as every cancel
         registry.remove(self.subscription)
+        self.mailbox.abandon(CANCELLED)  # what a signal handler's exception tore from its hands
         self._closed.set()
 
     # For the producer, and for a drain.
