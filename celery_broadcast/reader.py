@@ -23,7 +23,7 @@ class Reader:
 
     def __init__(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
         self.subscription = subscription
-        self.mailbox = mailbox
+        self.mailbox: Mailbox[Delivery] = mailbox
         self.name: str = subscription.name
         self._station = Station(subscription, mailbox)
         self._thread = threading.get_ident()
@@ -35,7 +35,7 @@ class Reader:
     def forget(self) -> None:
         """Leave the stream to the parent; in the forked child it is over."""
         self._has_one_in_hand = False
-        self.mailbox = Mailbox(size=None)  # the parent's may be locked for ever
+        self.mailbox = Mailbox[Delivery](size=None)  # the parent's may be locked for ever
         self.mailbox.close()
         self._closed = threading.Event()
 
