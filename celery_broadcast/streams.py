@@ -111,17 +111,11 @@ class Stream(Generic[E_co]):
         Raises:
             StopIteration: a drain has ended the stream, and all is read.
         """
-        reader = self._reader_within()
-        while reader is not None:
-            is_last_look = reader.mailbox.is_closed
-            delivery = reader.poll()
-            if delivery is not None:
-                return delivery.event  # type: ignore[return-value]  # of the types asked for
-            if is_last_look:
-                reader.close()
-                break
+        while True:
+            reader, event = self._look(StopIteration)
+            if event is not None:
+                return event
             reader.mailbox.wait()
-        raise StopIteration
 
     async def __aenter__(self) -> Self:
         """Begin, as `__enter__`."""
@@ -146,20 +140,28 @@ class Stream(Generic[E_co]):
         Raises:
             StopAsyncIteration: a drain has ended the stream, and all is read.
         """
-        reader = self._reader_within()
-        while reader is not None:
-            is_last_look = reader.mailbox.is_closed
-            delivery = reader.poll()
-            if delivery is not None:
-                return delivery.event  # type: ignore[return-value]  # of the types asked for
-            if is_last_look:
-                reader.close()
-                break
+        while True:
+            reader, event = self._look(StopAsyncIteration)
+            if event is not None:
+                return event
             ready = asyncio.Event()
             loop = asyncio.get_running_loop()
             reader.mailbox.call_when_ready(partial(call_on_loop, loop, ready.set))
             await ready.wait()
-        raise StopAsyncIteration
+
+    def _look(self, the_end: type[Exception]) -> tuple[Reader, E_co | None]:
+        """Return who reads, and the next event if it is there; raise `the_end` if none will be."""
+        reader = self._reader_within()
+        if reader is None:
+            raise the_end
+        is_last_look = reader.mailbox.is_closed
+        delivery = reader.poll()
+        if delivery is not None:
+            return reader, delivery.event  # type: ignore[return-value]  # of the types asked for
+        if is_last_look:
+            reader.close()
+            raise the_end
+        return reader, None
 
     def _reader_within(self) -> Reader | None:
         """Return the reader, None while the broadcast is off."""
