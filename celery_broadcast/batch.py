@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.settings import check_seconds, shown
+from celery_broadcast.settings import check_seconds, is_whole, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,7 @@ class Batch:
     max_wait: float = 1.0
 
     def __post_init__(self) -> None:
-        is_count = isinstance(self.max_events, int) and not isinstance(self.max_events, bool)
-        if not is_count or self.max_events < 1:
+        if not is_whole(self.max_events, 1):
             msg = (
                 f"Batch(max_events={shown(self.max_events)}) can't be: a call gets 1 event or "
                 "more. Write a whole number, such as Batch(max_events=100)."

@@ -14,7 +14,7 @@ from celery_broadcast.rate_limit import check_rate_limit
 from celery_broadcast.restarts import Restart
 from celery_broadcast.retry import Retry
 from celery_broadcast.selection import check_selection
-from celery_broadcast.settings import shown
+from celery_broadcast.settings import is_whole, shown
 
 #: What says which events a consumer wants, and where they wait.
 STREAM_OPTIONS = (
@@ -106,9 +106,8 @@ def _check_kind(option: str, value: Any, kind: type, example: str) -> Any:
 def _check_concurrency(value: object) -> int:
     if value is None:
         return 1
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    if is_count and 1 <= value <= _MOST_CONCURRENT:  # type: ignore[operator]
-        return value  # type: ignore[return-value]  # an int, as was checked
+    if is_whole(value, 1) and value <= _MOST_CONCURRENT:
+        return value
     msg = (
         f"concurrency={shown(value)} can't be. Write how many threads, or coroutines in flight, "
         f"the consumer has in each process: 1 to {_MOST_CONCURRENT:,}."

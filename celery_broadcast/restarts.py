@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.settings import check_seconds, shown
+from celery_broadcast.settings import check_seconds, is_whole, shown
 
 #: At most so many restarts within so many seconds: the default of OTP's supervisors.
 MAX_RESTARTS = 3
@@ -46,8 +46,7 @@ class Restart:
                 "'transient' (unless it ended itself, by SystemExit) or 'temporary' (never)."
             )
             raise ConfigurationError(msg)
-        is_count = isinstance(self.max_restarts, int) and not isinstance(self.max_restarts, bool)
-        if not is_count or self.max_restarts < 0:
+        if not is_whole(self.max_restarts, 0):
             msg = (
                 f"Restart(max_restarts={shown(self.max_restarts)}) can't be. Write a whole number "
                 "of 0 or more, such as Restart(max_restarts=3)."

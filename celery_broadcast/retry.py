@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.settings import check_seconds, shown
+from celery_broadcast.settings import check_seconds, is_whole, shown
 
 if TYPE_CHECKING:
     import tenacity
@@ -181,7 +181,7 @@ def _check_seconds_to_wait(answer: object) -> float:
 
 
 def _check_attempts(attempts: object) -> None:
-    if isinstance(attempts, int) and not isinstance(attempts, bool):
+    if is_whole(attempts, 1):
         if attempts > 1:
             return
         if attempts == 1:

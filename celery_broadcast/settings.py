@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from celery_broadcast.errors import ConfigurationError
 
@@ -26,6 +26,11 @@ def shown(value: object) -> str:
         return repr(value)
     except Exception:  # noqa: BLE001  # whatever it raises, the setting is what is wrong
         return f"a {type(value).__name__} that can't be shown"
+
+
+def is_whole(value: object, least: int) -> TypeGuard[int]:
+    """Tell whether it is a whole number of `least` or more; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_flag(setting: str, value: object) -> bool:
@@ -55,7 +60,7 @@ def check_mailbox_size(setting: str, value: object) -> int | None:
     """
     if value is None:
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if is_whole(value, 1):
         return value
     msg = (
         f"{setting} must be a number of events of 1 or more, or None for no bound, "
@@ -96,7 +101,7 @@ def check_seconds(setting: str, value: object) -> float:
 
 
 def _check_characters(setting: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if is_whole(value, 0):
         return value
     msg = f"{setting} must be a number of characters of 0 or more, got {shown(value)}."
     raise ConfigurationError(msg)
