@@ -25,6 +25,7 @@ from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import Event, JobStarted
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import say_died
+from celery_broadcast.quiet_logs import keep_logs_quiet_in_forks
 from celery_broadcast.reader import Reader
 from celery_broadcast.selection import Kind, kind_of
 from celery_broadcast.settings import Settings
@@ -107,6 +108,7 @@ class Producer:
         self._slots: Slots | None = None
         self.forget()
         fork.starts_clean(self)
+        keep_logs_quiet_in_forks()  # this process has threads from here on, and they log
 
     def forget(self) -> None:
         """Be as new: no thread, no waiting event, no count, and locks of its own.

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "fork": set(),
     "muting": set(),
     "notices": set(),
+    "quiet_logs": set(),
     "stacks": set(),
     "throttle": set(),
     "waiting": set(),
@@ -85,8 +86,8 @@ MAY_IMPORT = {
     },
     "producer": {
         *("consumers", "counts", "crew", "dispatcher", "errors", "events", "fork", "ledger"),
-        *("losses", "notices", "reader", "selection", "settings", "slots", "station"),
-        *("subscription", "throttle", "waiting"),
+        *("losses", "notices", "quiet_logs", "reader", "selection", "settings", "slots"),
+        *("station", "subscription", "throttle", "waiting"),
     },
     # What has started and not ended, whatever dies.
     "slots": {"fork"},

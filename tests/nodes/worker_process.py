@@ -67,8 +67,10 @@ class WorkerProcess(LocalProcess):
     @property
     def environment(self) -> Mapping[str, str]:
         python_path = (str(APPS_FOLDER), os.environ.get("PYTHONPATH", ""))
+        inherited = dict(super().environment)
+        inherited.pop("PYTHONUNBUFFERED", None)  # the user's log has a buffer, and its lock
         return {
-            **super().environment,
+            **inherited,
             "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
             "JOB_APP_CONFIG": json.dumps(self.config),
             **self._environment,

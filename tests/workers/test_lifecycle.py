@@ -89,3 +89,21 @@ def test_a_worker_with_a_wrong_setting_does_not_start(
     assert "ConfigurationError" in str(refusal.value)
     assert setting in str(refusal.value)
     assert complaint in str(refusal.value)
+
+
+def test_jobs_run_in_children_that_were_forked_while_a_consumer_logged(
+    start_worker: StartWorker,
+) -> None:
+    jobs = 20
+    worker = start_worker(
+        imports=("celery_broadcast.plugin", "job_app_consumers", "job_app_chatty"),
+        worker_max_tasks_per_child=1,
+    )
+
+    for _ in range(jobs):
+        worker.send("noop")
+    ends = worker.listener.wait_for(jobs, EventReport, consumer="trail", event="JobFinished")
+
+    assert worker.stop() == 0
+    assert len({end.pid for end in ends}) == jobs
+    assert "and more of it" in worker.process.logs()
