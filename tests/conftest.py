@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from hypothesis import settings
 from nodes.deadline import wait_until
 
 import celery_broadcast
 from celery_broadcast.producer import Producer
 from celery_broadcast.settings import Settings
 from celery_broadcast.subscription import Registry, Subscription, registry
+
+# How long an example takes is the machine's affair.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 
 @pytest.fixture(autouse=True)

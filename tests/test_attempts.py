@@ -513,7 +513,7 @@ class EndsInPoolProcess(Ends):
         super().teardown()
 
 
-Ends.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+Ends.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
 EndsInPoolProcess.TestCase.settings = Ends.TestCase.settings
 
 test_an_attempt_ends_once_whoever_brings_the_news = Ends.TestCase

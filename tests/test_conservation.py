@@ -85,9 +85,7 @@ def subscription_of(
     return declared(consumer, **{**options, "name": name})
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     asked=st.lists(st.tuples(option_sets, errors, st.booleans()), min_size=1, max_size=4),
     count=st.integers(1, 80),

@@ -252,7 +252,7 @@ def test_a_consumer_that_is_known_only_below_has_as_much_of_its_name_as_fits() -
 # Whatever happens.
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=300))
 def test_rows_that_hold_rubbish_hurt_nothing(rubbish: bytes) -> None:
     slots = overwritten(rubbish)
@@ -285,7 +285,6 @@ def do(counts: Counts, work: Work) -> int:
     return offered
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(works, st.booleans()), max_size=8))
 def test_no_event_gets_lost_on_paper_whichever_process_dies(
     processes: list[tuple[list[Work], bool]],

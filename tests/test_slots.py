@@ -518,7 +518,6 @@ def test_a_note_says_what_becomes_of_its_attempt() -> None:
     assert slot.state(0) == RUNNING
 
 
-@settings(deadline=None)
 @given(st.text(max_size=150))
 @example("")
 @example("id-1")
@@ -713,7 +712,6 @@ def test_a_row_is_all_zero_at_first() -> None:
     assert [(name, row.tolist()) for name, row in slot.rows()] == [("store", [0] * NUMBERS)]
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_characters="\0"), max_size=200))
 @example("x" * 128)
 @example("x" * 129)
@@ -784,7 +782,7 @@ def use_everything(slots: Slots) -> None:
     slots.forget()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=64))
 @example(b"\0")
 @example(b"\xff")
@@ -812,7 +810,7 @@ def write_text(slot: Slot, note: int, text: bytes) -> None:
     slot._ints[slots_module._STATES // 4 + 2 * note + 1] = len(text)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=8), odd_slots, odd_slots)
 def test_slots_that_hold_rubbish_hurt_nothing(
     fill: bytes, first: dict[str, Any], second: dict[str, Any]
@@ -858,7 +856,6 @@ def note_rubbish(slots: Slots, text: bytes) -> Slot:
     return slot
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=64))
 def test_a_note_that_is_rubbish_is_not_believed(rubbish: bytes) -> None:
     slots = Slots(count=1)
