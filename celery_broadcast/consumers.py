@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from celery_broadcast.counts import DRAIN_TIMEOUT
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Delivery, Dispatcher
+from celery_broadcast.dispatcher import Dispatcher, Item, delivery_of
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import Losses
 from celery_broadcast.mailbox import Mailbox
@@ -121,7 +121,7 @@ class Consumers:
                 self._note_losses((name,))
         self._leaving = [crew for crew in self._leaving if not crew.has_ended()]
 
-    def mailbox_for(self, subscription: Subscription) -> Mailbox[Delivery]:
+    def mailbox_for(self, subscription: Subscription) -> Mailbox[Item]:
         """Return a new mailbox, as the subscription and the settings want it; on any thread."""
         size = subscription.mailbox_size
         return Mailbox(
@@ -153,11 +153,16 @@ class Consumers:
 
     # Who gets what.
 
-    def dispatch(self, delivery: Delivery) -> None:
-        """Give an event to everyone who wants it."""
+    def dispatch(self, items: Sequence[Item], failed: Callable[[Item, Exception], None]) -> None:
+        """Give events to everyone who wants them, in their order.
+
+        Args:
+            items: the events.
+            failed: called with one that can't be given to anyone, and why.
+        """
         if self._are_batches_asked_for:
-            delivery.dispatched_at = time.monotonic()
-        self._note_losses(self._dispatcher.dispatch(delivery))
+            items = _stamped(items)
+        self._note_losses(self._dispatcher.dispatch(items, failed))
         if self._asleep:
             self._wake_up()
         if self._is_any_watched and self._look_due_at is None:
@@ -220,6 +225,16 @@ class Consumers:
             if losses.due_in(now) == 0.0:
                 losses.say(self._ledger.counts(name).stats().dropped, now)
         self._plan_loss_line(now)
+
+
+def _stamped(items: Sequence[Item]) -> list[Item]:
+    now = time.monotonic()
+    deliveries: list[Item] = []
+    for item in items:
+        delivery = delivery_of(item)
+        delivery.dispatched_at = now
+        deliveries.append(delivery)
+    return deliveries
 
 
 def finish(stopping: Collection[Crew | Reader], deadline: float) -> Counter[str]:

@@ -70,6 +70,10 @@ _OFFERED, _HANDLED, _DECLINED, _FAILED, _FIRST_DROP = range(5)
 #: How many numbers a consumer has.
 LENGTH = _FIRST_DROP + len(DROP_REASONS)
 
+#: Behind them, how many of the handled ones were handled in runs. Nobody but the one who
+#: runs writes there, so it needs no lock.
+IN_RUNS = LENGTH
+
 
 class Counts:
     """A consumer's numbers, one after another; they outlive its mailboxes.
@@ -81,20 +85,24 @@ class Counts:
         lock: whoever writes holds it; a mailbox shares it with the next one of
             the same consumer, which may begin before the last has ended. It is
             reentrant: a signal handler, or a finalizer, may ask for the numbers.
+        numbers: they themselves, and behind them what was handled in runs.
+        is_running: whether a thread is about to count what it handles in a run.
     """
 
     def __init__(self, numbers: Numbers | None = None) -> None:
         # Made through the module, so that it is the patched one under gevent.
         self.lock: threading.RLock = threading.RLock()
-        self._numbers: Numbers = array("Q", bytes(8 * LENGTH)) if numbers is None else numbers
+        own = array("Q", bytes(8 * (LENGTH + 1)))
+        self.numbers: Numbers = own if numbers is None else numbers
+        self.is_running: bool = False
 
     def offer(self, count: int = 1) -> None:
         """Count events that it wants."""
-        self._numbers[_OFFERED] += count
+        self.numbers[_OFFERED] += count
 
     def settle(self, handled: int, declined: int, failed: int) -> None:
         """Count events that it is done with; `declined` ones are handled too."""
-        numbers = self._numbers
+        numbers = self.numbers
         if handled or declined:
             numbers[_HANDLED] += handled + declined
             numbers[_DECLINED] += declined
@@ -103,14 +111,20 @@ class Counts:
 
     def drop(self, count: int, reason: str) -> None:
         """Count events that it will never get."""
-        self._numbers[_FIRST_DROP + DROP_REASONS.index(reason)] += count
+        self.numbers[_FIRST_DROP + DROP_REASONS.index(reason)] += count
 
     def snapshot(self) -> list[int]:
         """Return the numbers; another process may be writing them."""
-        numbers = self._numbers.tolist()[:LENGTH]
-        # Last, so that never more are done with than were offered.
-        numbers[_OFFERED] = self._numbers[_OFFERED]
+        numbers, _ = self.snapshot_and_runs()
         return numbers
+
+    def snapshot_and_runs(self) -> tuple[list[int], int]:
+        """Return the numbers, and how many of the handled were handled in runs."""
+        *numbers, in_runs = self.numbers.tolist()[: LENGTH + 1]
+        numbers[_HANDLED] += in_runs
+        # Last, so that never more are done with than were offered.
+        numbers[_OFFERED] = self.numbers[_OFFERED]
+        return numbers, in_runs
 
     def stats(self, pending: int | None = None) -> ConsumerStats:
         """Return the numbers by name.

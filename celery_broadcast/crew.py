@@ -7,7 +7,7 @@ import threading
 
 from celery_broadcast.consumer_thread import ConsumerThread
 from celery_broadcast.counts import CANCELLED
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Item
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
 from celery_broadcast.restarts import Restarts
@@ -27,7 +27,7 @@ class Crew:
     """
 
     def __init__(
-        self, subscription: Subscription, mailbox: Mailbox[Delivery], before: Crew | None = None
+        self, subscription: Subscription, mailbox: Mailbox[Item], before: Crew | None = None
     ) -> None:
         self.subscription = subscription
         self.mailbox = mailbox

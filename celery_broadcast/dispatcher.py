@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
+from typing import TypeAlias
 
 import msgspec
 
@@ -15,7 +17,7 @@ _MOST_KINDS_REMEMBERED = 10_000
 
 
 class Delivery(msgspec.Struct):
-    """An event on its way.
+    """An event on its way, of which more is to be known than itself.
 
     Attributes:
         event: the event.
@@ -29,10 +31,23 @@ class Delivery(msgspec.Struct):
     """
 
     event: Event
-    origin: AbstractSet[str]
+    origin: AbstractSet[str] = frozenset()
     note: int | None = None
     taken: bool = False
     dispatched_at: float = 0.0
+
+
+#: What goes from hand to hand: an event, with its delivery only where there is more to it.
+Item: TypeAlias = Event | Delivery
+
+
+def delivery_of(item: Item) -> Delivery:
+    """Return all that is known of an event on its way."""
+    return item if isinstance(item, Delivery) else Delivery(item)
+
+
+#: The consumers that want an event, with their mailboxes.
+Route: TypeAlias = tuple[tuple[str, Mailbox[Item]], ...]
 
 
 class Dispatcher:
@@ -42,30 +57,55 @@ class Dispatcher:
     """
 
     def __init__(self) -> None:
-        self._mailboxes: dict[str, tuple[Selection, Mailbox[Delivery]]] = {}
-        self._routes: dict[Kind, tuple[tuple[str, Mailbox[Delivery]], ...]] = {}
+        self._mailboxes: dict[str, tuple[Selection, Mailbox[Item]]] = {}
+        # One object for each: those of one run of events are told by it.
+        self._routes: dict[Route, Route] = {}
+        self._routes_of_kinds: dict[Kind, Route] = {}
+        # Only while nobody looks at more than that of an event.
+        self._routes_of_types: dict[type[Event], Route] = {}
+        self._do_types_suffice = True
 
-    def add(self, consumer: str, selection: Selection, mailbox: Mailbox[Delivery]) -> None:
+    def add(self, consumer: str, selection: Selection, mailbox: Mailbox[Item]) -> None:
         """Send the events that are wanted to the consumer's mailbox from now on."""
         self._mailboxes[consumer] = (selection, mailbox)
-        self._routes.clear()
+        self._forget_routes()
 
     def remove(self, consumer: str) -> None:
         """Send the consumer nothing from now on."""
         self._mailboxes.pop(consumer, None)
-        self._routes.clear()
+        self._forget_routes()
 
-    def dispatch(self, delivery: Delivery) -> list[str]:
-        """Put the event into every mailbox that wants it.
+    def dispatch(
+        self, items: Sequence[Item], failed: Callable[[Item, Exception], None]
+    ) -> set[str]:
+        """Put events into every mailbox that wants them, in their order.
+
+        Args:
+            items: the events.
+            failed: called with one that can't be put anywhere, and why.
 
         Returns:
             The consumers that lost an event by it: a full mailbox dropped one.
         """
-        return [
-            name
-            for name, mailbox in self._route(kind_of(delivery.event))
-            if name not in delivery.origin and not mailbox.put(delivery)
-        ]
+        losers: set[str] = set()
+        routes = {self._routes_of_types.get(each) for each in set(map(type, items))}
+        if len(routes) == 1 and (only := routes.pop()) is not None:
+            _put_all(items, only, losers)
+            return losers
+        run: list[Item] = []  # of events that go the same way
+        route: Route = ()
+        for item in items:
+            try:
+                its_route = self._route_of(item)
+            except Exception as error:  # noqa: BLE001  # by whatever an event is made of
+                failed(item, error)
+                continue
+            if its_route is not route:
+                _put_all(run, route, losers)
+                run, route = [], its_route
+            run.append(item)
+        _put_all(run, route, losers)
+        return losers
 
     def refuse(self, kind: Kind, count: int, reason: str) -> list[str]:
         """Count events that were dropped before they could be dispatched.
@@ -73,19 +113,48 @@ class Dispatcher:
         Returns:
             The consumers that lost them.
         """
-        route = self._route(kind)
+        route = self._route_of_kind(kind)
         for _, mailbox in route:
             mailbox.refuse(count, reason)
         return [name for name, _ in route]
 
-    def _route(self, kind: Kind) -> tuple[tuple[str, Mailbox[Delivery]], ...]:
-        route = self._routes.get(kind)
+    def _forget_routes(self) -> None:
+        self._routes_of_kinds.clear()
+        self._routes_of_types.clear()
+        self._routes.clear()
+        selections = [selection for selection, _ in self._mailboxes.values()]
+        self._do_types_suffice = all(selection.is_of_types for selection in selections)
+
+    def _route_of(self, item: Item) -> Route:
+        if not isinstance(item, Delivery):
+            return self._route_of_event(item)
+        route = self._route_of_event(item.event)
+        if item.origin:
+            return tuple(way for way in route if way[0] not in item.origin)
+        return route
+
+    def _route_of_event(self, event: Event) -> Route:
+        route = self._routes_of_types.get(type(event))
         if route is None:
-            if len(self._routes) >= _MOST_KINDS_REMEMBERED:
-                self._routes.clear()
-            route = self._routes[kind] = tuple(
+            route = self._route_of_kind(kind_of(event))
+            if self._do_types_suffice:
+                self._routes_of_types[type(event)] = route
+        return route
+
+    def _route_of_kind(self, kind: Kind) -> Route:
+        route = self._routes_of_kinds.get(kind)
+        if route is None:
+            if len(self._routes_of_kinds) >= _MOST_KINDS_REMEMBERED:
+                self._routes_of_kinds.clear()
+            wanted = tuple(
                 (name, mailbox)
                 for name, (selection, mailbox) in self._mailboxes.items()
                 if selection.wants(kind)
             )
+            route = self._routes_of_kinds[kind] = self._routes.setdefault(wanted, wanted)
         return route
+
+
+def _put_all(run: Sequence[Item], route: Route, losers: set[str]) -> None:
+    if run:
+        losers.update(name for name, mailbox in route if mailbox.put_all(run))

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from celery_broadcast.batch import Batch
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item, delivery_of
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.partitions import Partitions
 
@@ -48,7 +48,7 @@ class Intake:
 
     def __init__(
         self,
-        mailbox: Mailbox[Delivery],
+        mailbox: Mailbox[Item],
         *,
         batch: Batch | None = None,
         key_of: Callable[[Delivery], Hashable] | None = None,
@@ -76,7 +76,7 @@ class Intake:
         if self._key_of is not None:
             return self._take_by_key(self._key_of)
         taken = self._mailbox.take(1, wait_seconds=0)
-        return Work(taken) if taken else None
+        return Work([delivery_of(taken[0])]) if taken else None
 
     def next_of(self, key: Hashable) -> Work | None:
         """Return what waits behind the key that the caller has; else the key is free."""
@@ -99,7 +99,7 @@ class Intake:
         """Collect a batch until it is full, or the first event in it has waited for so long."""
         while room := batch.max_events - len(self._collected):
             if not self._to_ask:  # else a selector has exited among them
-                self._to_ask.extend(self._mailbox.take(room, wait_seconds=0))
+                self._to_ask.extend(map(delivery_of, self._mailbox.take(room, wait_seconds=0)))
             if not self._to_ask:
                 break
             while self._to_ask:
@@ -119,7 +119,7 @@ class Intake:
 
     def _take_by_key(self, key_of: Callable[[Delivery], Hashable]) -> Work | None:
         while taken := self._mailbox.take(1, wait_seconds=0):
-            (delivery,) = taken
+            delivery = delivery_of(taken[0])
             try:
                 key = key_of(delivery)
                 with self._partitioning:
@@ -130,6 +130,6 @@ class Intake:
                     raise
                 continue
             if is_free:
-                return Work(taken, key)
+                return Work([delivery], key)
             self._mailbox.put_aside(1)
         return None

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from celery_broadcast.counts import MAILBOX_FULL, STOPPED, ConsumerStats, Counts, stats_of
+from celery_broadcast.counts import (
+    IN_RUNS,
+    MAILBOX_FULL,
+    STOPPED,
+    ConsumerStats,
+    Counts,
+    Numbers,
+    stats_of,
+)
 from celery_broadcast.switch import Switch
 
 T = TypeVar("T")
@@ -46,6 +55,12 @@ class Mailbox(Generic[T]):
         self._waiting: deque[T] = deque()
         self._in_hand = 0
         self._aside = 0  # of those in hand
+        #: Whether a run is to end: for a pause, or since all is counted as dropped.
+        self.is_interrupted: bool = False
+        self._is_running = False
+        self._stock = 0  # in a run: what waited at its begin, and what came or was dropped since
+        self._handled_before = 0  # in runs, as it began
+        self._handled_at_most: int | None = None
         self._closed_because: str | None = None
         self._at_least = 1  # so many events are worth waking whoever waits
         self._to_call: Callable[[], None] | None = None
@@ -65,31 +80,32 @@ class Mailbox(Generic[T]):
         return self._switch.is_paused and self._closed_because is None
 
     def put(self, item: T) -> bool:
-        """Add one event; never wait for the consumer, never raise.
+        """Add one event, as `put_all` does; return False if this lost one."""
+        return not self.put_all((item,))
 
-        Events leave in the order they came.
+    def put_all(self, items: Sequence[T]) -> int:
+        """Add events; never wait for the consumer, never raise.
+
+        They leave in the order they came.
 
         Returns:
-            False if this lost an event, this one or the oldest. The loss is
+            How many events were lost by it, these or older ones. The loss is
             counted.
         """
-        dropped = None  # outlives the lock: what its finalizers do is their own affair
+        count = len(items)
         with self._lock:
-            self._counts.offer()
-            room = self._size is None or len(self._waiting) + self._aside < self._size
-            if not room and self._closed_because is None:
-                self._counts.drop(1, MAILBOX_FULL)
-                if not self._drop_oldest or not self._waiting:
-                    return False
-                dropped = self._waiting.popleft()
+            self._counts.offer(count)
             if self._closed_because is not None:
-                self._counts.drop(1, self._closed_because)
-                return False
-            self._waiting.append(item)
+                self._counts.drop(count, self._closed_because)
+                return count
+            self._stock += count
+            self._waiting.extend(items)
+            dropped = self._trim()
             if len(self._waiting) >= self._at_least and not self._switch.is_paused:
                 self._ring()
-        del dropped
-        return room
+            count = len(dropped)
+        del dropped  # outside of the lock: what their finalizers do is their own affair
+        return count
 
     def refuse(self, count: int, reason: str) -> None:
         """Count events that were meant for this mailbox and were dropped on the way."""
@@ -119,11 +135,44 @@ class Mailbox(Generic[T]):
                 self._in_hand += 1
                 return [waiting.popleft()]
             taken: list[T] = []
-            while self._waiting and demand:
+            while waiting and demand:
                 demand -= 1
                 self._in_hand += 1
-                taken.append(self._waiting.popleft())
+                taken.append(waiting.popleft())
             return taken
+
+    def begin_run(self) -> tuple[Callable[[], T], Numbers, int] | None:
+        """Let the one thread of the consumer handle what waits, without the lock.
+
+        It takes event after event, and says of each that it is handled, until
+        none waits, one isn't handled, or `is_interrupted`. Then it must call
+        `end_run`, and settle what it still has in hand.
+
+        Returns:
+            What gives the next event, and raises `IndexError` if none waits; the
+            numbers, to be told at `IN_RUNS` how many are handled; and how many
+            that is now. None if nothing can be taken, or if another mailbox of
+            the same consumer is at it.
+        """
+        with self._lock:
+            self.is_interrupted = False  # before the switch is looked at
+            if not self._waiting or self.is_paused or self._counts.is_running:
+                return None
+            self._counts.is_running = self._is_running = True
+            self._stock = len(self._waiting)
+            numbers = self._counts.numbers
+            self._handled_before = numbers[IN_RUNS]
+            return self._waiting.popleft, numbers, self._handled_before
+
+    def end_run(self) -> None:
+        """Count with the lock again; what was taken and not handled is in hand."""
+        with self._lock:
+            self._is_running = self._counts.is_running = False
+            if self._handled_at_most is None:
+                handled = self._counts.numbers[IN_RUNS] - self._handled_before
+                self._in_hand += self._stock - handled - len(self._waiting)
+            else:  # the rest is counted as dropped
+                self._counts.numbers[IN_RUNS] = self._handled_at_most
 
     def wait(self, wait_seconds: float | None = None, *, at_least: int = 1) -> None:
         """Wait until so many events can be taken, or no more come, or the time is over.
@@ -170,8 +219,9 @@ class Mailbox(Generic[T]):
         function()
 
     def wake(self) -> None:
-        """Have all who wait look again: the switch was turned."""
+        """Have all who wait, or run, look again: the switch was turned."""
         with self._lock:
+            self.is_interrupted = True
             if not self.is_paused:
                 self._ring(all_of_them=True)  # some wait for this alone
 
@@ -231,7 +281,7 @@ class Mailbox(Generic[T]):
         with self._lock:
             dropped = self._discard(reason)
             left = len(dropped)
-        del dropped  # as in `put`
+        del dropped  # as in `put_all`
         return left
 
     def abandon(self, reason: str) -> int:
@@ -241,26 +291,47 @@ class Mailbox(Generic[T]):
             How many events were dropped.
         """
         with self._lock:
-            in_hand, self._in_hand = self._in_hand, 0
-            self._counts.drop(in_hand, reason)
+            self.is_interrupted = True  # before what was handled in the run is looked at
             dropped = self._discard(reason)
+            in_hand, self._in_hand = self._in_hand, 0
+            if self._is_running:
+                self._handled_at_most = self._counts.numbers[IN_RUNS]
+                in_hand += self._stock - (self._handled_at_most - self._handled_before)
+                self._stock = self._handled_at_most - self._handled_before
+            self._counts.drop(in_hand, reason)
             left = len(dropped) + in_hand
-        del dropped  # as in `put`
+        del dropped  # as in `put_all`
         return left
 
     def stats(self) -> ConsumerStats:
         """Return the numbers of this moment."""
         with self._lock:
-            numbers = self._counts.snapshot()
+            numbers, in_runs = self._counts.snapshot_and_runs()
             pending = len(self._waiting) + self._in_hand
+            if self._is_running:
+                pending = max(0, self._stock - (in_runs - self._handled_before)) + self._in_hand
         return stats_of(numbers, pending)
 
     # With the lock held.
 
-    def _discard(self, reason: str) -> deque[T]:
-        empty: deque[T] = deque()
-        dropped, self._waiting = self._waiting, empty
+    def _trim(self) -> list[T]:
+        """Drop what there is no room for."""
+        if self._size is None or len(self._waiting) + self._aside <= self._size:
+            return []
+        return self._drop(MAILBOX_FULL, keep=max(0, self._size - self._aside))
+
+    def _drop(self, reason: str, keep: int) -> list[T]:
+        dropped: list[T] = []
+        drop_one = self._waiting.popleft if self._drop_oldest or not keep else self._waiting.pop
+        with contextlib.suppress(IndexError):  # a run takes without the lock
+            while len(self._waiting) > keep:
+                dropped.append(drop_one())
+        self._stock -= len(dropped)
         self._counts.drop(len(dropped), reason)
+        return dropped
+
+    def _discard(self, reason: str) -> list[T]:
+        dropped = self._drop(reason, keep=0)
         self._closed_because = reason
         self._ring(all_of_them=True)
         return dropped

@@ -9,9 +9,9 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import blinker
 import msgspec
@@ -20,7 +20,7 @@ from celery_broadcast import fork, notices
 from celery_broadcast.consumers import Consumers, finish
 from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, stats_of
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item, delivery_of
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import Event, JobStarted
 from celery_broadcast.ledger import Ledger
@@ -48,6 +48,9 @@ _GRACE_SECONDS = 1.0
 
 _SECONDS_BETWEEN_TROUBLES = 60.0
 
+# How many events are moved on together, if so many are there.
+_MOST_AT_ONCE = 500
+
 
 class Drained(msgspec.Struct, frozen=True):
     """What a drain did.
@@ -72,7 +75,10 @@ class _DrainRequest:
         self.reached = threading.Event()
 
 
-_Inbox: TypeAlias = "queue.SimpleQueue[Delivery | _DrainRequest | Callable[[], None]]"
+_Request: TypeAlias = "_DrainRequest | partial[None]"
+_Inbox: TypeAlias = "queue.SimpleQueue[Item | _Request]"
+
+_NOT_JUST_EVENTS: frozenset[type] = frozenset({Delivery, _DrainRequest, partial})
 
 
 def check_outside_of_consumers() -> None:
@@ -86,6 +92,11 @@ def check_outside_of_consumers() -> None:
         who = f"The consumer {names}" if names else "A receiver of a notice of the broadcast"
         msg = f"{who} can't drain the broadcast: it would wait for itself."
         raise BroadcastError(msg)
+
+
+def _say_undelivered(item: Item, error: Exception) -> None:
+    event = delivery_of(item).event
+    logger.error("broadcast can't deliver %s; it is lost", event, exc_info=error)
 
 
 class Producer:
@@ -141,7 +152,8 @@ class Producer:
 
     def notify(self, event: Event) -> None:
         """Publish an event; never block, never raise."""
-        self.put(self.delivery(event))
+        origin = hands.get()
+        self.put(Delivery(event, origin) if origin else event)
 
     def delivery(self, event: Event, note: int | None = None) -> Delivery:
         """Return what `put` takes.
@@ -154,21 +166,21 @@ class Producer:
         """
         return Delivery(event, hands.get(), note)
 
-    def put(self, delivery: Delivery) -> None:
-        """Publish an event; never block, never raise. Twice is harmless.
+    def put(self, item: Item) -> None:
+        """Publish an event; never block, never raise. A delivery may be put twice.
 
         Called on the thread that runs the job. Costs the same whatever the
         number and the state of the consumers. Safe inside of a signal handler
         that interrupted another call of it.
         """
-        if self._inbox.qsize() >= self._inbox_size and self._refuse(delivery.event):
-            self._say_told(delivery)
+        if self._inbox.qsize() >= self._inbox_size and self._refuse(delivery_of(item).event):
+            self._say_told(item)
             return
         slots = self._slots
         if slots is not None and slots.mine is not None:
             slots.mine.count_published()
-        self._inbox.put(delivery)
-        if delivery.origin:
+        self._inbox.put(item)
+        if type(item) is Delivery and item.origin:
             self._is_more_to_drain = True
         if self._thread is None:
             self._start()
@@ -187,7 +199,7 @@ class Producer:
         """
         self._ask(partial(say_died, pid, lost, not_offered))
 
-    def _ask(self, request: Callable[[], None]) -> None:
+    def _ask(self, request: partial[None]) -> None:
         self._inbox.put(request)
         if self._thread is None:
             self._start()
@@ -307,45 +319,56 @@ class Producer:
     def _serve_until_drained(self) -> None:
         self.consumers.take_up()
         self._say_started()
-        while not isinstance(item := self._next_item(), _DrainRequest):
+        drains: list[_DrainRequest] = []
+        while not drains:
+            items, requests = self._next_items()
             try:
                 if self._refused:
                     self._count_refused()  # first: who subscribes now has not missed it
                 self.consumers.take_up()
-                if isinstance(item, Delivery):
-                    self._deliver(item)
-                else:
-                    item()
+                self._deliver(items)
             except Exception:
-                what = item.event if isinstance(item, Delivery) else item
-                logger.exception("broadcast can't deliver %s; it is lost", what)
-            del item  # or the last event of the process, and its result, would live on
+                logger.exception("broadcast can't deliver %d events; they are lost", len(items))
+            del items  # or the last event of the process, and its result, would live on
+            for request in requests:
+                if isinstance(request, _DrainRequest):
+                    drains.append(request)
+                else:
+                    self._do(request)
         self._count_refused()
         self._stopping = self.consumers.stop()
-        item.reached.set()
+        for drain in drains:
+            drain.reached.set()
 
-    def _deliver(self, delivery: Delivery) -> None:
-        if not delivery.taken:
-            delivery.taken = True
-            self._dispatch(delivery)
-        self._count_dispatched()
+    def _do(self, request: partial[None]) -> None:
+        try:
+            request()
+        except Exception:
+            logger.exception("broadcast can't do %s", request)
 
-    def _dispatch(self, delivery: Delivery) -> None:
-        # First: what a consumer may have heard, nobody tells again.
-        self._say_told(delivery)
-        self.consumers.dispatch(delivery)
+    def _deliver(self, items: list[Item]) -> None:
+        opened = [self._open(item) if type(item) is Delivery else item for item in items]
+        self.consumers.dispatch(opened, _say_undelivered)
+        self._count_dispatched(len(items))
 
-    def _say_told(self, delivery: Delivery) -> None:
-        if delivery.note is None or self._slots is None or self._slots.mine is None:
+    def _open(self, delivery: Delivery) -> Item:
+        """Return what is still to be known of it from here on."""
+        self._say_told(delivery)  # now: what a consumer may hear of, nobody tells again
+        return delivery if delivery.origin else delivery.event
+
+    def _say_told(self, item: Item) -> None:
+        if type(item) is not Delivery or item.note is None:
             return
-        if isinstance(delivery.event, JobStarted):
-            self._slots.mine.say_start_told(delivery.note)
+        if self._slots is None or self._slots.mine is None:
+            return
+        if isinstance(item.event, JobStarted):
+            self._slots.mine.say_start_told(item.note)
         else:
-            self._slots.mine.close(delivery.note)
+            self._slots.mine.close(item.note)
 
-    def _count_dispatched(self) -> None:
+    def _count_dispatched(self, count: int = 1) -> None:
         if self._slots is not None and self._slots.mine is not None:
-            self._slots.mine.count_dispatched()
+            self._slots.mine.count_dispatched(count)
 
     def _say_started(self) -> None:
         names = self.consumers.names()
@@ -360,7 +383,35 @@ class Producer:
             )
         notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
 
-    def _next_item(self) -> Delivery | _DrainRequest | Callable[[], None]:
+    def _next_items(self) -> tuple[list[Item], list[_Request]]:
+        """Wait for the next item; take what else is there.
+
+        Returns:
+            Events, those that were put twice once, and what came among them.
+        """
+        taken = [self._next_item()]
+        if count := self._inbox.qsize():
+            with contextlib.suppress(queue.Empty):
+                for _ in range(min(count, _MOST_AT_ONCE)):
+                    taken.append(self._inbox.get_nowait())  # noqa: PERF401  # to keep them
+        requests: list[_Request] = []
+        if _NOT_JUST_EVENTS.isdisjoint(map(type, taken)):
+            return cast("list[Item]", taken), requests
+        items: list[Item] = []
+        for item in taken:
+            if type(item) is Delivery:
+                if item.taken:
+                    self._count_dispatched()
+                    continue
+                item.taken = True
+                items.append(item)
+            elif isinstance(item, _DrainRequest | partial):
+                requests.append(item)
+            else:
+                items.append(item)
+        return items, requests
+
+    def _next_item(self) -> Item | _Request:
         """Wait for the next item; do meanwhile what it is time for."""
         while True:
             due_at = self.consumers.due_at
@@ -441,9 +492,10 @@ class Producer:
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._inbox.get_nowait()
-                if isinstance(item, Delivery):
+                if isinstance(item, Item):
                     self._say_told(item)
-                    left.update(self.consumers.refuse(kind_of(item.event), 1, DRAIN_TIMEOUT))
+                    kind = kind_of(delivery_of(item).event)
+                    left.update(self.consumers.refuse(kind, 1, DRAIN_TIMEOUT))
                     self._count_dispatched()
         self._inbox.put(request)  # for the thread, when it goes on
         logger.error("broadcast can't stop its thread: some receiver of a notice doesn't return")
@@ -474,6 +526,6 @@ class Producer:
         count = 0
         while True:
             try:
-                count += isinstance(self._inbox.get_nowait(), Delivery)
+                count += isinstance(self._inbox.get_nowait(), Item)
             except queue.Empty:
                 return count

@@ -6,7 +6,7 @@ import threading
 
 from celery_broadcast import fork
 from celery_broadcast.counts import CANCELLED
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item, delivery_of
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.station import Station
 from celery_broadcast.subscription import Subscription, registry
@@ -21,9 +21,9 @@ class Reader:
         mailbox: where its events wait.
     """
 
-    def __init__(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
+    def __init__(self, subscription: Subscription, mailbox: Mailbox[Item]) -> None:
         self.subscription = subscription
-        self.mailbox: Mailbox[Delivery] = mailbox
+        self.mailbox: Mailbox[Item] = mailbox
         self.name: str = subscription.name
         self._station = Station(subscription, mailbox)
         self._thread = threading.get_ident()
@@ -35,7 +35,7 @@ class Reader:
     def forget(self) -> None:
         """Leave the stream to the parent; in the forked child it is over."""
         self._has_one_in_hand = False
-        self.mailbox = Mailbox[Delivery](size=None)  # the parent's may be locked for ever
+        self.mailbox = Mailbox[Item](size=None)  # the parent's may be locked for ever
         self.mailbox.close()
         self._closed = threading.Event()
 
@@ -46,8 +46,9 @@ class Reader:
         self.settle()
         while taken := self.mailbox.take(1, wait_seconds=0):
             self._has_one_in_hand = True
-            if self._station.is_wanted(taken[0]):
-                return taken[0]
+            delivery = delivery_of(taken[0])
+            if self._station.is_wanted(delivery):
+                return delivery
             self._has_one_in_hand = False  # it was settled
         return None
 

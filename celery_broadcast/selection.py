@@ -64,6 +64,11 @@ class Selection:
     states: tuple[str, ...] = ()
     exceptions: tuple[type[BaseException] | str, ...] = ()
 
+    @property
+    def is_of_types(self) -> bool:
+        """Whether it looks at nothing but the type of an event."""
+        return not (self.tasks or self.queues or self.states or self.exceptions)
+
     def wants(self, kind: Kind) -> bool:
         """Tell whether events of this kind are wanted.
 

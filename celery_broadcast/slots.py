@@ -238,9 +238,9 @@ class Slot:
         """Count an event that is about to be published. Called on any thread."""
         self._longs[_PUBLISHED] = self._next_published()
 
-    def count_dispatched(self) -> None:
-        """Count an event that every consumer that wants it has been offered."""
-        self._longs[_DISPATCHED] += 1
+    def count_dispatched(self, count: int = 1) -> None:
+        """Count events that every consumer that wants them has been offered."""
+        self._longs[_DISPATCHED] += count
 
     def not_dispatched(self) -> int:
         """Return how many events were published and not offered to anyone."""

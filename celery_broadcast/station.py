@@ -13,7 +13,7 @@ from typing import Any
 
 from celery_broadcast import django_connections, stacks
 from celery_broadcast.calls import Call, Calls
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.failures import Failures
 from celery_broadcast.intake import Intake, Work
@@ -36,7 +36,7 @@ class NotBegunError(BaseException):
 class Station:
     """Belongs to one consumer of one process; every thread of it may use all of it."""
 
-    def __init__(self, subscription: Subscription, mailbox: Mailbox[Delivery]) -> None:
+    def __init__(self, subscription: Subscription, mailbox: Mailbox[Item]) -> None:
         self.subscription = subscription
         self.name: str = subscription.name
         self.mailbox = mailbox
@@ -70,6 +70,11 @@ class Station:
         """Tell whether a call is about one event, and there is nothing else to it."""
         asked = self.subscription
         return not (asked.batch or asked.retry or asked.rate_limit or asked.stuck_after)
+
+    def is_simple(self) -> bool:
+        """Tell whether one thread takes each event as it comes, whatever it is."""
+        asked = self.subscription
+        return asked.concurrency == 1 and asked.selector is None and asked.partition_by is None
 
     def stop(self) -> None:
         """Ask for the end, once all that waits is handled; return at once."""

@@ -66,6 +66,8 @@ class Switch:
     def pause(self) -> None:
         """Let events pile up."""
         self.is_paused = True
+        for live in tuple(self._attached):
+            live.wake()
 
     def resume(self) -> None:
         """Go on."""

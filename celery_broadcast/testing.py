@@ -17,7 +17,7 @@ import msgspec
 from celery_broadcast import installation, settings
 from celery_broadcast.bridge import Bridge
 from celery_broadcast.counts import ConsumerStats
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Item, delivery_of
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
     Event,
@@ -233,7 +233,8 @@ class _KeepingProducer(Producer):
         """Always: nothing reaches a consumer."""
         return True
 
-    def put(self, delivery: Delivery) -> None:
+    def put(self, item: Item) -> None:
+        delivery = delivery_of(item)
         if delivery.taken:
             return
         self.events.add(delivery.event)

@@ -10,12 +10,10 @@ from typing import Any
 import celery_broadcast
 from celery_broadcast.counts import STOPPED, ConsumerStats
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.events import Event
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.subscription import Subscription, registry
-
-NOBODY: frozenset[str] = frozenset()
 
 
 def declared(consumer: Any, **options: Any) -> Subscription:
@@ -25,20 +23,33 @@ def declared(consumer: Any, **options: Any) -> Subscription:
     return subscription
 
 
-def deliver(mailbox: Mailbox[Delivery], events: Iterable[Event]) -> None:
+NOBODY: frozenset[str] = frozenset()
+
+
+class CrewMailbox(Mailbox[Item]):
+    """Knows whether its consumer asks for batches."""
+
+    is_batched: bool = False
+
+
+def deliver(mailbox: Mailbox[Item], events: Iterable[Event]) -> None:
     """Put events into a mailbox, as the dispatcher does."""
     for event in events:
-        mailbox.put(Delivery(event, NOBODY, dispatched_at=time.monotonic()))
+        if isinstance(mailbox, CrewMailbox) and mailbox.is_batched:
+            mailbox.put(Delivery(event, dispatched_at=time.monotonic()))
+        else:
+            mailbox.put(event)
 
 
 def new_crew(consumer: Any, events: Iterable[Event] = (), **options: Any) -> Crew:
     """Give a consumer a mailbox with these events in it, and threads that aren't started."""
     subscription = declared(consumer, **{"mailbox_size": None, **options})
-    mailbox: Mailbox[Delivery] = Mailbox(
+    mailbox = CrewMailbox(
         subscription.mailbox_size,
         subscription.overflow or "drop_oldest",
         switch=subscription.switch,
     )
+    mailbox.is_batched = subscription.batch is not None
     deliver(mailbox, events)
     return Crew(subscription, mailbox)
 

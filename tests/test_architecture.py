@@ -56,7 +56,9 @@ MAY_IMPORT = {
         *("calls", "dispatcher", "django_connections", "errors", "failures", "intake", "mailbox"),
         *("rate_limit", "restarts", "stacks", "subscription"),
     },
-    "life": {"counts", "consumer", "django_connections", "intake", "notices", "station"},
+    "life": {
+        *("counts", "consumer", "dispatcher", "django_connections", "intake", "notices", "station"),
+    },
     "async_life": {
         *(
             "consumer",

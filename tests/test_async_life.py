@@ -26,7 +26,7 @@ from celery_broadcast.async_life import AsyncLife
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, GAVE_UP
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Item, delivery_of
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.producer import Producer
@@ -937,9 +937,9 @@ def test_what_a_crash_was_about_is_forgotten_with_it(caplog: pytest.LogCaptureFi
     async def handle(event: Event) -> None:
         raise SystemExit(3)
 
-    mailbox: Mailbox[Delivery] = Mailbox(None)
+    mailbox: Mailbox[Item] = Mailbox(None)
     deliver(mailbox, [Watched()])
-    alive = weakref.ref(mailbox._waiting[0].event)
+    alive = weakref.ref(delivery_of(mailbox._waiting[0]).event)
     life = AsyncLife(Station(declared(handle), mailbox))
 
     assert isinstance(life.live(), SystemExit)

@@ -128,7 +128,7 @@ class BusyNumbers:
     """Numbers of a process that goes on counting while they are read."""
 
     def __init__(self) -> None:
-        self.numbers = [5, 5, *[0] * (LENGTH - 2)]
+        self.numbers = [5, 5, *[0] * (LENGTH - 1)]
 
     def tolist(self) -> list[int]:
         read = self.numbers.copy()

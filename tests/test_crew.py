@@ -22,7 +22,7 @@ from celery_broadcast.consumer import Consumer
 from celery_broadcast.consumer_thread import ConsumerThread
 from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, GAVE_UP, MAILBOX_FULL
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.restarts import Restart, Restarts
@@ -32,7 +32,7 @@ from celery_broadcast.station import Station, hands
 
 def crew_of(consumer: Consumer, *events: JobEvent) -> Crew:
     """Give an instance a mailbox with these events in it, and threads that aren't started."""
-    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox: Mailbox[Item] = Mailbox(size=100)
     deliver(mailbox, events)
     return Crew(subscribe(consumer, "store"), mailbox)
 
@@ -112,7 +112,7 @@ def test_a_consumer_that_crashes_too_often_is_given_up_and_its_events_are_counte
     def hear(consumer: str, *, error: BaseException) -> None:
         gave_up.append(f"{consumer}: {error}")
 
-    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox: Mailbox[Item] = Mailbox(size=100)
     for event in numbered(2):
         mailbox.put(Delivery(event, NOBODY))
     crew = Crew(subscribe(NeverReady(), "store", restart=Restart(max_restarts=0)), mailbox)
@@ -170,7 +170,7 @@ def test_a_teardown_that_raises_is_logged_and_hurts_nothing(
 
 def test_a_consumer_knows_in_whose_hands_its_code_runs() -> None:
     seen: list[object] = []
-    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox: Mailbox[Item] = Mailbox(size=100)
     mailbox.put(Delivery(make_event(JobFinished), NOBODY))
     mailbox.put(Delivery(make_event(JobFailed), frozenset({"other"})))
     crew = Crew(subscribe(lambda _: seen.append(hands.get()), "store"), mailbox)
@@ -552,7 +552,7 @@ def of_customers(*names: str) -> list[JobEvent]:
     return [make_event(JobFinished, name, task_id=str(n)) for n, name in enumerate(names)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(customers=st.lists(st.sampled_from("abcde"), max_size=60), concurrency=st.integers(2, 5))
 def test_events_of_a_key_stay_in_order_whatever_the_others_do(
     customers: list[str], concurrency: int

@@ -31,7 +31,7 @@ from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import ConsumerStats
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.events import JobEvent, JobFinished
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.retry import Retry
@@ -267,7 +267,7 @@ class Clerk(Consumer):
 
 def run_to_the_end(consumer: Consumer | Callable[[Any], None], **options: Any) -> ConsumerStats:
     """Have a consumer handle two events on its own thread, and end."""
-    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox: Mailbox[Item] = Mailbox(size=100)
     for event in numbered(2):
         mailbox.put(Delivery(event, frozenset()))
     crew = Crew(subscribe(consumer, "clerk", **options), mailbox)
@@ -379,7 +379,7 @@ def test_a_consumer_on_anothers_thread_leaves_its_connections_alone(
 ) -> None:
     """As a test of Django's has it, which is inside of a transaction."""
     connection = use(connections)
-    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox: Mailbox[Item] = Mailbox(size=100)
     mailbox.put(Delivery(make_event(JobFinished), frozenset()))
     crew = Crew(subscribe(Recorder(), "store"), mailbox)
 
@@ -461,7 +461,7 @@ def test_a_connection_that_has_grown_too_old_is_not_there_in_the_teardown(
 ) -> None:
     keep_connections(connections)
     clerk = Clerk(connections)
-    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox: Mailbox[Item] = Mailbox(size=100)
     mailbox.put(Delivery(make_event(JobFinished), frozenset()))
     crew = Crew(subscribe(clerk, "clerk"), mailbox)
     crew.start()

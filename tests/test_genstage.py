@@ -20,7 +20,7 @@ from recorder import Recorder, make_event, numbered, subscribe
 import celery_broadcast
 from celery_broadcast import Batch, Restart, notices
 from celery_broadcast.counts import CANCELLED, GAVE_UP
-from celery_broadcast.dispatcher import Delivery, Dispatcher
+from celery_broadcast.dispatcher import Dispatcher, Item
 from celery_broadcast.events import Event, JobEvent, JobFailed, JobFinished
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.producer import Producer
@@ -28,23 +28,23 @@ from celery_broadcast.selection import Selection
 
 MakeProducer = Callable[..., Producer]
 
-NOBODY: frozenset[str] = frozenset()
+
+def fail(_: Item, error: Exception) -> None:
+    raise error
 
 
 def test_what_one_consumer_has_not_asked_for_waits_for_it_alone() -> None:
     dispatcher = Dispatcher()
-    slow, quick = Mailbox[Delivery](size=10), Mailbox[Delivery](size=10)
+    slow, quick = Mailbox[Item](size=10), Mailbox[Item](size=10)
     dispatcher.add("slow", Selection(), slow)
     dispatcher.add("quick", Selection(), quick)
-    deliveries = [Delivery(event, NOBODY) for event in numbered(4)]
+    deliveries = numbered(4)
 
-    for delivery in deliveries[:2]:
-        dispatcher.dispatch(delivery)
+    dispatcher.dispatch(deliveries[:2], fail)
     assert slow.take(demand=1, wait_seconds=0) == deliveries[:1]
     assert quick.take(demand=10, wait_seconds=0) == deliveries[:2]
 
-    for delivery in deliveries[2:]:
-        dispatcher.dispatch(delivery)
+    dispatcher.dispatch(deliveries[2:], fail)
     assert quick.take(demand=10, wait_seconds=0) == deliveries[2:]
     assert slow.take(demand=10, wait_seconds=0) == deliveries[1:]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recorder import make_event, numbered
 
 from celery_broadcast.batch import Batch
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.events import JobFinished
 from celery_broadcast.intake import NO_KEY, Intake, Work
 from celery_broadcast.mailbox import Mailbox
@@ -41,7 +41,7 @@ class Bench:
         partition_by: Callable[[Any], Hashable] | None = None,
         selector: Callable[[str], bool] = lambda task_id: True,
     ) -> None:
-        self.mailbox: Mailbox[Delivery] = Mailbox(size, overflow)
+        self.mailbox: Mailbox[Item] = Mailbox(size, overflow)
         self.failed: list[tuple[str, BaseException]] = []
         self._selector = selector
         self.intake = Intake(

@@ -10,7 +10,7 @@ from recorder import BrokenConsumer, Recorder, numbered, subscribe
 
 from celery_broadcast import notices
 from celery_broadcast.consumer import Consumer, FunctionConsumer
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import JobEvent
 from celery_broadcast.life import Life
@@ -23,9 +23,9 @@ NOBODY: frozenset[str] = frozenset()
 
 def new_life(
     consumer: Consumer, *events: JobEvent, selector: Callable[[JobEvent], object] | None = None
-) -> tuple[Life, Mailbox[Delivery]]:
+) -> tuple[Life, Mailbox[Item]]:
     """Give a consumer a mailbox with these events in it, and a life that runs no thread."""
-    mailbox: Mailbox[Delivery] = Mailbox(size=100)
+    mailbox: Mailbox[Item] = Mailbox(size=100)
     for event in events:
         mailbox.put(Delivery(event, NOBODY))
     return Life(Station(subscribe(consumer, "store", selector=selector), mailbox)), mailbox
@@ -174,7 +174,7 @@ def test_a_pause_holds_what_waits_behind_a_key_too() -> None:
             subscription.pause()
 
     subscription = declared(handle, concurrency=2, partition_by=lambda _: "one for all")
-    mailbox: Mailbox[Delivery] = Mailbox(None, switch=subscription.switch)
+    mailbox: Mailbox[Item] = Mailbox(None, switch=subscription.switch)
     deliver(mailbox, numbered(3))
     station = Station(subscription, mailbox)
     life, other_life = Life(station), Life(station)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from celery_broadcast.counts import (
     CANCELLED,
     DRAIN_TIMEOUT,
     GAVE_UP,
+    IN_RUNS,
     MAILBOX_FULL,
     STOPPED,
     Counts,
@@ -159,6 +161,193 @@ def test_counts_go_on_in_the_next_mailbox() -> None:
 
     assert second.stats().offered == 2
     assert second.stats().dropped == {GAVE_UP: 1}
+
+
+# Runs.
+
+
+def run(mailbox: Mailbox[int], handle: Callable[[int], object]) -> None:
+    """Handle what waits, as the one thread of a consumer does."""
+    begun = mailbox.begin_run()
+    if begun is None:
+        return
+    take, numbers, handled = begun
+    try:
+        while not mailbox.is_interrupted:
+            try:
+                item = take()
+            except IndexError:
+                break
+            handle(item)
+            handled += 1
+            numbers[IN_RUNS] = handled
+    finally:
+        mailbox.end_run()
+
+
+def test_what_is_handled_in_a_run_is_handled() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(5))
+    handled: list[int] = []
+
+    run(mailbox, handled.append)
+
+    assert handled == [*range(5)]
+    stats = mailbox.stats()
+    assert (stats.offered, stats.handled, stats.pending) == (5, 5, 0)
+
+
+def test_in_a_run_each_event_is_pending_until_it_is_handled() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(3))
+    pending: list[int] = []
+
+    run(mailbox, lambda _: pending.append(mailbox.stats().pending))
+
+    assert pending == [3, 2, 1]
+
+
+def test_what_comes_during_a_run_is_part_of_it() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(3))
+    handled: list[int] = []
+
+    def handle(item: int) -> None:
+        handled.append(item)
+        if item < 3:
+            mailbox.put(item + 3)
+
+    run(mailbox, handle)
+
+    assert handled == [*range(6)]
+    assert mailbox.stats().handled == 6
+
+
+@pytest.mark.parametrize(("overflow", "kept"), [("drop_oldest", [3, 4]), ("drop_newest", [1, 2])])
+def test_during_a_run_a_full_mailbox_drops_by_its_policy(overflow: str, kept: list[int]) -> None:
+    mailbox: Mailbox[int] = Mailbox(size=2, overflow=overflow)
+    mailbox.put(0)
+    handled: list[int] = []
+
+    def handle(item: int) -> None:
+        handled.append(item)
+        if not item:
+            put_all(mailbox, range(1, 5))
+
+    run(mailbox, handle)
+
+    assert handled == [0, *kept]
+    stats = mailbox.stats()
+    assert (stats.handled, stats.dropped, stats.pending) == (3, {MAILBOX_FULL: 2}, 0)
+
+
+def test_what_is_not_handled_in_a_run_is_in_hand_after_it() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(3))
+
+    def handle(item: int) -> None:
+        if item == 1:
+            raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        run(mailbox, handle)
+
+    assert mailbox.stats().pending == 2
+    mailbox.settle(failed=1)
+    stats = mailbox.stats()
+    assert (stats.handled, stats.failed, stats.pending) == (1, 1, 1)
+
+
+def test_a_pause_ends_a_run_after_the_event_in_hand() -> None:
+    switch = Switch()
+    mailbox: Mailbox[int] = Mailbox(size=10, switch=switch)
+    put_all(mailbox, range(3))
+    handled: list[int] = []
+
+    def handle(item: int) -> None:
+        handled.append(item)
+        switch.pause()
+        mailbox.wake()  # as the crew does
+
+    run(mailbox, handle)
+    assert handled == [0]
+    run(mailbox, handle)
+    assert handled == [0]
+
+    switch.resume()
+    run(mailbox, handle)
+    assert handled == [0, 1]
+
+
+@pytest.mark.parametrize("is_handled", [True, False])
+def test_what_is_in_hand_in_a_run_that_is_abandoned_is_dropped_and_nothing_else(
+    is_handled: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(4))
+    abandoned: list[int] = []
+
+    def handle(item: int) -> None:
+        if item == 1:
+            abandoned.append(mailbox.abandon(DRAIN_TIMEOUT))
+            if not is_handled:
+                raise OSError
+
+    with contextlib.suppress(OSError):
+        run(mailbox, handle)
+    mailbox.settle(failed=1)  # which is late
+
+    assert abandoned == [3]
+    stats = mailbox.stats()
+    assert (stats.handled, stats.failed, stats.dropped) == (1, 0, {DRAIN_TIMEOUT: 3})
+    assert stats.pending == 0
+
+
+def test_a_discard_leaves_the_event_in_hand_of_a_run() -> None:
+    mailbox: Mailbox[int] = Mailbox(size=10)
+    put_all(mailbox, range(4))
+
+    run(mailbox, lambda _: mailbox.discard(CANCELLED))
+
+    stats = mailbox.stats()
+    assert (stats.handled, stats.dropped, stats.pending) == (1, {CANCELLED: 3}, 0)
+
+
+def test_one_mailbox_of_a_consumer_runs_at_a_time() -> None:
+    counts = Counts()
+    first: Mailbox[int] = Mailbox(size=10, counts=counts)
+    second: Mailbox[int] = Mailbox(size=10, counts=counts)
+    put_all(first, range(2))
+    put_all(second, range(2))
+
+    run(first, lambda _: run(second, lambda item: pytest.fail(f"{item} was handled")))
+
+    assert (first.stats().pending, second.stats().pending) == (0, 2)
+    run(second, print)
+    assert second.stats().handled == 4
+
+
+def test_however_a_run_and_the_other_threads_meet_every_event_is_counted_once() -> None:
+    for _ in range(50):
+        mailbox: Mailbox[int] = Mailbox(size=20)
+        handled: list[int] = []
+
+        def serve(mailbox: Mailbox[int] = mailbox, handled: list[int] = handled) -> None:
+            while not mailbox.is_closed or mailbox.stats().pending:
+                run(mailbox, handled.append)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        for number in range(0, 200, 5):
+            mailbox.put_all(range(number, number + 5))
+        mailbox.abandon(DRAIN_TIMEOUT)
+        server.join(10)
+
+        stats = mailbox.stats()
+        assert stats.offered == 200 == stats.handled + stats.dropped_total
+        assert stats.pending == 0
+        # The one that was in hand as it was abandoned is handled, but counted as dropped.
+        assert stats.handled <= len(handled) <= stats.handled + 1
 
 
 # Waiting for more than one, and asking to be called.

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from conftest import broadcast_threads
@@ -35,6 +36,7 @@ from celery_broadcast.counts import (
     MAILBOX_FULL,
     ConsumerStats,
 )
+from celery_broadcast.dispatcher import Delivery
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import JobEvent, JobFailed, JobFinished, JobStarted
 from celery_broadcast.producer import Drained, Producer
@@ -691,7 +693,7 @@ def test_a_drain_counts_what_the_thread_that_crashed_has_left(make_producer: Mak
     def crash() -> None:
         raise SystemExit
 
-    producer._ask(crash)
+    producer._ask(partial(crash))
     wait_until(lambda: producer._thread is None)
 
     assert producer.drain(0.0).left == 3
@@ -965,7 +967,7 @@ def test_events_are_stamped_only_while_a_consumer_asks_for_batches(
 ) -> None:
     recorder = Recorder()
     producer = make_producer(subscribe(recorder, "store"))
-    first, second = (producer.delivery(event) for event in numbered(2))
+    first, second = (Delivery(event, frozenset({"somebody"})) for event in numbered(2))
     producer.put(first)
     recorder.wait_for(1)
     assert first.dispatched_at == 0.0

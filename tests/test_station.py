@@ -8,14 +8,14 @@ from recorder import numbered
 
 from celery_broadcast.batch import Batch
 from celery_broadcast.counts import CANCELLED, DRAIN_TIMEOUT, STOPPED
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Delivery, Item, delivery_of
 from celery_broadcast.events import JobEvent
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.station import Station, hands
 
 
 def station_with(count: int, **options: object) -> Station:
-    mailbox: Mailbox[Delivery] = Mailbox(None)
+    mailbox: Mailbox[Item] = Mailbox(None)
     deliver(mailbox, numbered(count))
     return Station(declared(lambda _: None, **options), mailbox)
 
@@ -116,7 +116,7 @@ def test_a_selector_that_raises_settles_its_event_and_an_exit_goes_on_its_way() 
         sys.exit(3)
 
     station = station_with(2, selector=select)
-    raises, exits = station.mailbox.take(2, wait_seconds=0)
+    raises, exits = map(delivery_of, station.mailbox.take(2, wait_seconds=0))
 
     assert not station.is_wanted(raises)
     with pytest.raises(SystemExit):

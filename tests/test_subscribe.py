@@ -260,7 +260,7 @@ class Process:
         celery_broadcast.drain()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.sampled_from(["subscribe", "cancel", "pause", "resume", "notify", "notify", "drain"]),

@@ -1324,5 +1324,5 @@ class OneEndEach(RuleBasedStateMachine):
             self.patch.undo()
 
 
-OneEndEach.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+OneEndEach.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 test_every_attempt_has_one_end_whatever_happens_to_its_process = OneEndEach.TestCase

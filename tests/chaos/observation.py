@@ -1,7 +1,7 @@
 """Where the worker's processes are watched: the only place that looks inside of the package.
 
-One method is wrapped: that by which an event reaches its consumers, on the
-broadcast's own thread. It goes into the journal before, so no consumer can have
+One method is wrapped: that by which events reach their consumers, on the
+broadcast's own thread. They go into the journal before, so no consumer can have
 got one that isn't there, and the end of an attempt once more after: from then
 on the process may die, and no other one has an end to tell.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from celery_broadcast.dispatcher import Delivery
+from celery_broadcast.dispatcher import Item, delivery_of
 from celery_broadcast.events import JobEnded, JobEvent
 from celery_broadcast.producer import Producer
 from chaos.journal import Closed, Pen, Published
@@ -18,30 +18,32 @@ from chaos.journal import Closed, Pen, Published
 
 def observe(pen: Pen) -> None:
     """Write down what this process publishes, and what each that is forked from it does."""
-    dispatch = Producer._dispatch
+    deliver = Producer._deliver
 
-    @functools.wraps(dispatch)
-    def dispatch_and_say_so(self: Producer, delivery: Delivery) -> None:
-        event = delivery.event
-        assert isinstance(event, JobEvent)  # its app has no others
-        pen.write(
-            Published(
-                event=type(event).__name__,
-                task_name=event.task_name,
-                task_id=event.task_id,
-                pid=event.pid,
-                started_at=event.started_at,
-            )
-        )
-        dispatch(self, delivery)
-        if isinstance(event, JobEnded):
+    @functools.wraps(deliver)
+    def deliver_and_say_so(self: Producer, items: list[Item]) -> None:
+        events = [delivery_of(item).event for item in items]
+        for event in events:
+            assert isinstance(event, JobEvent)  # its app has no others
             pen.write(
-                Closed(
+                Published(
                     event=type(event).__name__,
+                    task_name=event.task_name,
                     task_id=event.task_id,
                     pid=event.pid,
                     started_at=event.started_at,
                 )
             )
+        deliver(self, items)
+        for event in events:
+            if isinstance(event, JobEnded):
+                pen.write(
+                    Closed(
+                        event=type(event).__name__,
+                        task_id=event.task_id,
+                        pid=event.pid,
+                        started_at=event.started_at,
+                    )
+                )
 
-    Producer._dispatch = dispatch_and_say_so  # type: ignore[method-assign]
+    Producer._deliver = deliver_and_say_so  # type: ignore[method-assign]
