@@ -2,7 +2,7 @@
 #   make demo   shows what it does
 #   make test   runs all the tests; make test-fast those that need seconds only
 #   make celery-tests  runs Celery's own tests with it off and on, in some minutes
-#   make bench  measures what it costs, in some minutes
+#   make bench  measures what it costs, beside what else one would take, in up to ten minutes
 #   make chaos  kills the processes of a busy worker, and checks what is told of its jobs
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ celery-tests: $(VENV)/with-dev
 	$(VENV)/bin/tox run -e celery-tests
 
 # On a machine that does nothing else.
-bench: $(VENV)/with-demo
+bench: $(VENV)/with-bench
 	$(VENV)/bin/python -m benchmarks
 
 # Some minutes; the seed it prints repeats it: make chaos OPTIONS="--seed 7 --jobs 1000 --kills 50"

@@ -5,42 +5,55 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
-from rich.console import Console
+#: The modules here with a `measure`, in the order in which they are measured.
+FIGURES = (
+    "bookkeeping",
+    "job_thread_cost",
+    "burst",
+    "jobs_per_second",
+)
 
-from benchmarks import bookkeeping, job_thread_cost, jobs_per_second, report
-from benchmarks.measure import Comparison
-
-FIGURES: Mapping[str, Callable[[int], Sequence[Comparison]]] = {
-    "bookkeeping": bookkeeping.measure,
-    "job_thread_cost": job_thread_cost.measure,
-    "jobs_per_second": jobs_per_second.measure,
-}
+#: Instead of a figure: draw what was measured before.
+CHARTS = "charts"
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Measure what the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=", ".join((*FIGURES, f"or {CHARTS}"))
+    )
     parser.add_argument("--rounds", type=int, default=7, help="how often (default: 7)")
-    arguments = parser.parse_args()
-    if unknown := [name for name in arguments.names if name not in FIGURES]:
-        parser.error(f"There is no {unknown[0]}. There are: {', '.join(FIGURES)}.")
+    arguments = parser.parse_args(words)
+    known = (*FIGURES, CHARTS)
+    if unknown := [name for name in arguments.names if name not in known]:
+        parser.error(f"There is no {unknown[0]}. There are: {', '.join(known)}.")
     if arguments.rounds < 1:
         parser.error(f"--rounds must be 1 or more, got {arguments.rounds}.")
+    names = [name for name in arguments.names or FIGURES if name != CHARTS]
+
+    # All that is needed, before anything is measured.
+    try:
+        run = import_module("benchmarks.run")
+        measures = {name: import_module(f"benchmarks.{name}").measure for name in names}
+    except ModuleNotFoundError as error:
+        parser.exit(1, f"{say_missing(error.name or str(error))}\n")
 
     # However it is ended, it tidies up on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(highlight=False)
-    missed = False
-    for name in arguments.names or FIGURES:
-        machine = report.describe_machine()
-        result = report.Result(machine, FIGURES[name](arguments.rounds))
-        report.save(name, result)
-        report.show(name, result, console)
-        missed |= any(comparison.is_missed for comparison in result.comparisons)
-    return int(missed)
+    return int(run.run(measures, arguments.rounds))
+
+
+def say_missing(module: str) -> str:
+    """Say that a module isn't installed, and what to do."""
+    return (
+        f"{module.partition('.')[0]} is not installed, so nothing was measured. Everything that "
+        "the broadcast is compared with has to be there: "
+        "pip install 'celery-broadcast[bench]', or make bench, which does it."
+    )
 
 
 if __name__ == "__main__":

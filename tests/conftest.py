@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,9 @@ from celery_broadcast.subscription import Registry, Subscription, registry
 # How long an example takes is the machine's affair.
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
+
+# Where the benchmarks are; last, so that what is tested is the installed package.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,124 @@
+"""What the benchmarks say of what they measured; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import FIGURES, main
+from benchmarks.measure import Comparison, Rounds, Spread, measure_in_turn
+
+ROOT = Path(__file__).parent.parent
+
+RATIO = Spread(1.0, 0.95, 1.05)
+
+
+def comparison(ratio: Spread = RATIO, /, **bounds: float) -> Comparison:
+    return Comparison(
+        subject="ours",
+        peer="theirs",
+        unit="µs",
+        value=Spread(2.0, 1.9, 2.1),
+        peer_value=Spread(2.0, 2.0, 2.0),
+        ratio=ratio,
+        **bounds,
+    )
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {},
+        {"at_least": 1.0},
+        {"at_most": 1.0},
+        {"value_at_most": 2.0},
+        {"at_least": 0.9, "at_most": 1.1},
+    ],
+)
+def test_a_ratio_at_its_bound_reaches_it(bounds: dict[str, float]) -> None:
+    assert not comparison(**bounds).is_missed
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"at_least": 1.01},
+        {"at_most": 0.99},
+        {"value_at_most": 1.99},
+        {"at_least": 0.9, "at_most": 0.99},
+    ],
+)
+def test_a_ratio_beyond_its_bound_misses_it(bounds: dict[str, float]) -> None:
+    assert comparison(**bounds).is_missed
+
+
+def test_a_ratio_is_noisy_when_the_rounds_differ_by_more_than_a_fifth_of_it() -> None:
+    assert comparison(Spread(1.0, 0.89, 1.10)).is_noisy
+    assert not comparison(Spread(1.0, 0.91, 1.10)).is_noisy
+
+
+def test_a_ratio_is_that_of_the_two_values_of_one_round() -> None:
+    rounds = Rounds("µs", {"ours": [1.0, 4.0, 9.0], "theirs": [1.0, 2.0, 3.0]})
+
+    compared = rounds.compare("ours", "theirs")
+
+    assert compared.ratio == Spread(2.0, 1.0, 3.0)
+    assert compared.value == Spread(4.0, 1.0, 9.0)
+
+
+def test_what_is_compared_is_measured_in_turn() -> None:
+    order = []
+
+    def measuring(name: str, value: float) -> float:
+        order.append(name)
+        return value
+
+    measured = measure_in_turn(
+        {"ours": lambda: measuring("ours", 1.0), "theirs": lambda: measuring("theirs", 2.0)},
+        unit="µs",
+        rounds=2,
+        turns=2,
+    )
+
+    assert order == ["ours", "theirs"] * 4
+    assert measured.values == {"ours": [1.0, 1.0], "theirs": [2.0, 2.0]}
+
+
+# As if it weren't installed: what is None there can't be imported.
+WITHOUT_PYEE = """
+import sys
+sys.modules["pyee"] = None
+from benchmarks.__main__ import main
+main(["bookkeeping", "burst"])
+"""
+
+
+def test_a_peer_that_is_not_installed_is_named_before_anything_is_measured() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYEE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    assert ran.stderr == (
+        "pyee is not installed, so nothing was measured. Everything that the broadcast is "
+        "compared with has to be there: pip install 'celery-broadcast[bench]', or make bench, "
+        "which does it.\n"
+    )
+
+
+def test_a_figure_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["speed"])
+
+    assert f"There is no speed. There are: {', '.join(FIGURES)}" in capsys.readouterr().err
+
+
+def test_less_than_one_round_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["burst", "--rounds", "0"])
+
+    assert "--rounds must be 1 or more, got 0." in capsys.readouterr().err
