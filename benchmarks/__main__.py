@@ -12,6 +12,7 @@ from importlib import import_module
 FIGURES = (
     "bookkeeping",
     "job_thread_cost",
+    "growth",
     "burst",
     "jobs_per_second",
 )

@@ -15,8 +15,8 @@ from functools import partial
 import msgspec
 from celery import signals
 
-from benchmarks.job_thread_cost import ignore, noop
 from benchmarks.measure import Comparison, measure_in_turn
+from benchmarks.pool_process import ignore, noop
 from celery_broadcast.attempts import Attempt, Attempts
 from celery_broadcast.events import JobFinished, JobStarted
 from celery_broadcast.slots import Slot, Slots

@@ -80,9 +80,18 @@ class Outlet:
 
 def broadcast(handlers: Sequence[Handler]) -> Outlet:
     """Have a consumer of the broadcast for each, with the default settings."""
+
+    def declare() -> None:
+        for number, handler in enumerate(handlers):
+            celery_broadcast.on_job_event(name=f"consumer-{number}")(handler)
+
+    return started_broadcast(declare)
+
+
+def started_broadcast(declare: Callable[[], None]) -> Outlet:
+    """Have a broadcast of its own for the consumers that this declares."""
     registry.clear()
-    for number, handler in enumerate(handlers):
-        celery_broadcast.on_job_event(name=f"consumer-{number}")(handler)
+    declare()
     producer = Producer(Settings(), registry)
 
     def stop() -> None:
