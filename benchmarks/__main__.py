@@ -14,6 +14,7 @@ FIGURES = (
     "job_thread_cost",
     "growth",
     "burst",
+    "latency",
     "jobs_per_second",
 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 from rich.progress import track
@@ -111,12 +113,40 @@ def measure_in_turn(
         turns: of how many measurements each value is the median. The speed of
             a shared machine changes by the second, so a turn should be short.
     """
-    values: dict[str, list[float]] = {name: [] for name in measurements}
+    return measure_all_in_turn(
+        [partial(_as_mapping, name, measure) for name, measure in measurements.items()],
+        unit=unit,
+        rounds=rounds,
+        turns=turns,
+    )
+
+
+def _as_mapping(name: str, measure: Callable[[], float]) -> Mapping[str, float]:
+    return {name: measure()}
+
+
+def measure_all_in_turn(
+    measurements: Sequence[Callable[[], Mapping[str, float]]],
+    *,
+    unit: str,
+    rounds: int,
+    turns: int,
+) -> Rounds:
+    """Measure in turn what gives several values at once.
+
+    Args:
+        measurements: what to call for one measurement; it gives values by their names.
+        unit: of these.
+        rounds: as above.
+        turns: as above.
+    """
+    values: defaultdict[str, list[float]] = defaultdict(list)
     for _ in track(range(rounds), "rounds", transient=True):
-        of_this_round: dict[str, list[float]] = {name: [] for name in measurements}
+        of_this_round: defaultdict[str, list[float]] = defaultdict(list)
         for _ in range(turns):
-            for name, measure in measurements.items():
-                of_this_round[name].append(measure())
+            for measure in measurements:
+                for name, value in measure().items():
+                    of_this_round[name].append(value)
         for name, samples in of_this_round.items():
             values[name].append(statistics.median(samples))
     return Rounds(unit, values)

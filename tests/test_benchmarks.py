@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import FIGURES, main
+from benchmarks.latency import percentile
 from benchmarks.measure import Comparison, Rounds, Spread, measure_in_turn
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +86,15 @@ def test_what_is_compared_is_measured_in_turn() -> None:
 
     assert order == ["ours", "theirs"] * 4
     assert measured.values == {"ours": [1.0, 1.0], "theirs": [2.0, 2.0]}
+
+
+def test_a_percentile_is_a_value_that_so_many_percent_do_not_exceed() -> None:
+    hundred = [float(number) for number in range(100, 0, -1)]
+
+    assert percentile(hundred, 50) == 50.0
+    assert percentile(hundred, 99) == 99.0
+    assert percentile([7.0], 50) == percentile([7.0], 99) == 7.0
+    assert percentile([1.0, 2.0, 3.0], 50) == 2.0
 
 
 # As if it weren't installed: what is None there can't be imported.
