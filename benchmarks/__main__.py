@@ -15,6 +15,7 @@ FIGURES = (
     "growth",
     "burst",
     "latency",
+    "memory",
     "jobs_per_second",
 )
 

@@ -92,9 +92,9 @@ def measure(rounds: int) -> list[Comparison]:
             turns=TURNS,
         )
     return [
-        measured.compare(SLEEPING_CONSUMERS, WITHOUT, at_least=0.95),
+        measured.compare(SLEEPING_CONSUMERS, WITHOUT, at_least=0.97),
         measured.compare(SLEEPING_RECEIVERS, WITHOUT),
-        measured.compare(TRIVIAL_CONSUMERS, WITHOUT),
+        measured.compare(TRIVIAL_CONSUMERS, WITHOUT, at_least=0.95),
     ]
 
 
