@@ -19,7 +19,7 @@ FIGURES = (
     "jobs_per_second",
 )
 
-#: Instead of a figure: draw what was measured before.
+#: Instead of a figure: draw and write down what was measured before.
 CHARTS = "charts"
 
 

@@ -1,4 +1,4 @@
-"""What came out: a table for people, and JSON for what draws the charts."""
+"""What came out: a table for people, and JSON for the page and the charts."""
 
 from __future__ import annotations
 
@@ -45,11 +45,16 @@ def describe_machine() -> str:
     )
 
 
+def load() -> dict[str, Result]:
+    """Return all results, by the names of the figures."""
+    if not RESULTS.exists():
+        return {}
+    return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Result])
+
+
 def save(name: str, result: Result) -> None:
     """Write a figure into the file of all results, in place of what was there of it."""
-    results: dict[str, Result] = {}
-    if RESULTS.exists():
-        results = msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Result])
+    results = load()
     results[name] = result
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results, order="sorted")) + b"\n")
 
@@ -63,8 +68,8 @@ def show(name: str, result: Result, console: Console) -> None:
     for row in result.comparisons:
         table.add_row(
             f"{row.subject}\n[dim]{row.peer}[/]",
-            f"{_text(row.value)}\n[dim]{_text(row.peer_value)}[/]",
-            f"{_text(row.ratio)}\n{_remarks(row)}",
+            f"{text_of(row.value)}\n[dim]{text_of(row.peer_value)}[/]",
+            f"{text_of(row.ratio)}\n{_remarks(row)}",
             end_section=True,
         )
     console.print(table)
@@ -76,7 +81,8 @@ def show(name: str, result: Result, console: Console) -> None:
         )
 
 
-def _text(spread: Spread) -> str:
+def text_of(spread: Spread) -> str:
+    """Return "median (minimum - maximum)", to three digits."""
     median, minimum, maximum = (
         f"{value:.0f}" if value >= 100 else f"{value:#.3g}"  # noqa: PLR2004  # three digits
         for value in msgspec.structs.astuple(spread)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import charts, page, report
 from benchmarks.measure import Comparison
+
+FILE_WIDTH = 110  # characters a line
 
 
 def run(measures: Mapping[str, Callable[[int], Sequence[Comparison]]], rounds: int) -> bool:
@@ -17,7 +20,7 @@ def run(measures: Mapping[str, Callable[[int], Sequence[Comparison]]], rounds: i
         measures: what measures each, given the number of rounds.
         rounds: how many.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     missed = False
     for name, measure in measures.items():
         machine = report.describe_machine()
@@ -25,4 +28,8 @@ def run(measures: Mapping[str, Callable[[int], Sequence[Comparison]]], rounds: i
         report.save(name, result)
         report.show(name, result, console)
         missed |= any(comparison.is_missed for comparison in result.comparisons)
+    results = report.load()
+    page.write(results)
+    written = ", ".join(sorted(path.name for path in charts.draw_all(results)))
+    console.print(f"[dim]Written: {report.RESULTS.name}, {page.PAGE.name}, {written}.")
     return missed
