@@ -2,7 +2,8 @@
 
 All workers are there all the time, but one at a time runs; the others are
 stopped in the middle of what they do. In its turn, a worker finds all its jobs
-in the queue. Two of them tell the time: one in the first few, and the last.
+in the queue, as copies of one message: to publish each would take as long as to
+run it. Two of them tell the time: one in the first few, and the last.
 
 The sleeping handlers can't keep up with the jobs. As consumers they get so far
 behind that their mailboxes overflow; as receivers they hold up the jobs.
@@ -10,16 +11,19 @@ behind that their mailboxes overflow; as receivers they hold up the jobs.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from celery import Task
 from nodes.local_process import LocalProcess
 from nodes.redis_process import RedisProcess
 from redis import Redis
@@ -30,7 +34,7 @@ from benchmarks.worker.app import MARKS, Mark, app, mark, noop
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TURNS = 7
+TURNS = 12
 DEADLINE_SECONDS = 60
 PROJECT = Path(__file__).parents[1]
 
@@ -70,7 +74,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     SLEEPING_RECEIVERS: Kind(
         imports=("benchmarks.worker.sleeping_receivers",),
-        jobs=10,  # each takes 80 ms
+        jobs=4,  # each takes 80 ms
         receivers=4,
     ),
 }
@@ -98,6 +102,14 @@ def measure(rounds: int) -> list[Comparison]:
     ]
 
 
+def copy_of(message: bytes) -> bytes:
+    """Return the message of another job that is the same."""
+    known = msgspec.json.decode(message)
+    for identity in (known["headers"]["id"], known["properties"]["delivery_tag"]):
+        message = message.replace(identity.encode(), str(uuid.uuid4()).encode())
+    return message
+
+
 class Worker(LocalProcess):
     """A worker with a queue of its own, which only runs while it is timed."""
 
@@ -110,6 +122,7 @@ class Worker(LocalProcess):
         self._redis = Redis.from_url(broker_url)
 
     def __enter__(self) -> Self:
+        self._noop, self._mark = self._message_of(noop), self._message_of(mark)
         super().__enter__()
         self.jobs_per_second()  # to warm it up
         return self
@@ -137,13 +150,30 @@ class Worker(LocalProcess):
     def jobs_per_second(self) -> float:
         """Let it do some jobs, and stop it again."""
         jobs = self._kind.jobs
-        for task, number in ((noop, jobs // 5), (mark, 1), (noop, jobs), (mark, 1)):
-            for _ in range(number):
-                task.apply_async(queue=self.name)
+        messages = (
+            *itertools.repeat(self._noop, jobs // 5),
+            self._mark,
+            *itertools.repeat(self._noop, jobs),
+            self._mark,
+        )
+        self._redis.lpush(self.name, *map(copy_of, messages))
         os.killpg(self.pid, signal.SIGCONT)
         first, last = self._next_mark(), self._next_mark()
         os.killpg(self.pid, signal.SIGSTOP)
         return jobs / (last.time - first.time)
+
+    def _message_of(self, task: Task[..., None]) -> bytes:
+        """Publish a job, and take its message out of the queue again.
+
+        Raises:
+            RuntimeError: it isn't there.
+        """
+        task.apply_async(queue=self.name)
+        message = self._redis.rpop(self.name)
+        if not isinstance(message, bytes):
+            complaint = f"{task.name} should be in the queue {self.name}, but {message!r} is."
+            raise RuntimeError(complaint)  # noqa: TRY004  # nobody passed it in
+        return message
 
     def _next_mark(self) -> Mark:
         """Wait for a marking job, and return what it saw.
