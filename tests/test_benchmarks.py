@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import FIGURES, main
+from benchmarks.jobs_per_second import copy_of
 from benchmarks.latency import percentile
 from benchmarks.measure import Comparison, Rounds, Spread, measure_in_turn
+from benchmarks.pool_process import Crowd
+from celery_broadcast.events import JobStarted
+from celery_broadcast.selection import kind_of
+from celery_broadcast.subscription import registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,6 +101,55 @@ def test_a_percentile_is_a_value_that_so_many_percent_do_not_exceed() -> None:
     assert percentile(hundred, 99) == 99.0
     assert percentile([7.0], 50) == percentile([7.0], 99) == 7.0
     assert percentile([1.0, 2.0, 3.0], 50) == 2.0
+
+
+def test_a_crowd_has_the_consumers_that_it_says() -> None:
+    Crowd(idle=2, stuck=1, unwanting=3, globs=10).declare()
+
+    globs = {each.name: each.selection.tasks for each in registry.subscriptions}
+    assert list(globs) == [
+        *("idle-0", "idle-1", "stuck-0"),
+        *("unwanting-0", "unwanting-2", "unwanting-1"),
+    ]
+    assert len(globs["idle-0"]) == 10
+    started = JobStarted(task_id="1", task_name="benchmark.noop")
+    wanting = [
+        each.name for each in registry.subscriptions if each.selection.wants(kind_of(started))
+    ]
+    assert wanting == ["idle-0", "idle-1", "stuck-0"]
+
+
+TIME_JOBS = """
+from benchmarks.pool_process import Crowd, pool_process
+for crowd in (None, Crowd(idle=2, globs=3), Crowd(stuck=2), Crowd(unwanting=2)):
+    with pool_process(crowd) as microseconds_per_event:
+        assert microseconds_per_event(2) > 0
+        assert microseconds_per_event(1) > 0  # those before were settled as they should be
+"""
+
+
+def test_jobs_are_timed_in_a_process_with_each_crowd() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", TIME_JOBS], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_copy_of_a_message_differs_in_the_identities_alone() -> None:
+    message = {
+        "headers": {"id": "0123", "root_id": "0123", "task": "noop"},
+        "properties": {"delivery_tag": "4567", "correlation_id": "0123"},
+    }
+
+    copy = json.loads(copy_of(json.dumps(message).encode()))
+
+    task_id, tag = copy["headers"]["id"], copy["properties"]["delivery_tag"]
+    assert len({task_id, tag, "0123", "4567"}) == 4
+    assert copy == {
+        "headers": {"id": task_id, "root_id": task_id, "task": "noop"},
+        "properties": {"delivery_tag": tag, "correlation_id": task_id},
+    }
 
 
 # As if it weren't installed: what is None there can't be imported.
