@@ -23,6 +23,9 @@ WARM_UP_JOBS = 20  # more events than that
 ASLEEP_AFTER_SECONDS = 0.001
 DEADLINE_SECONDS = 10.0
 
+# Not on the terminal: what stuck consumers lose, and have waiting when they are killed.
+logging.getLogger("celery_broadcast").addHandler(logging.NullHandler())
+
 app = Celery("benchmark", set_as_current=False)
 app.config_from_object({"broadcast_enabled": True}, force=True)
 
@@ -128,8 +131,6 @@ def pool_process(crowd: Crowd | None) -> Iterator[Callable[[int], float]]:
 
     def serve() -> None:
         here.close()
-        quiet = logging.getLogger("celery_broadcast")  # of what stuck consumers lose
-        quiet.addHandler(logging.NullHandler())
         microseconds_per_event(WARM_UP_JOBS)
         events = 2 * WARM_UP_JOBS
         while True:
