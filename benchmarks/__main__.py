@@ -17,6 +17,8 @@ FIGURES = (
     "latency",
     "memory",
     "jobs_per_second",
+    "process_start",
+    "flag_off",
 )
 
 #: Instead of a figure: draw and write down what was measured before.
