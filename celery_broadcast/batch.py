@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.settings import check_seconds, is_whole, shown
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """The size of the lists in which a consumer gets its events.
 
     Attributes:

@@ -20,7 +20,6 @@ from typing import Any
 
 import celery
 from billiard.exceptions import WorkerLostError
-from billiard.pool import EX_RECYCLE
 from celery import Celery, signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
@@ -415,6 +414,8 @@ class Bridge:
     @_border
     def on_worker_process_shutdown(self, exitcode: Any = None, **_: Any) -> None:
         """Drain a pool process: it leaves by `os._exit`, so nothing later would run."""
+        from billiard.pool import EX_RECYCLE  # noqa: PLC0415  # no pool's process lacks it
+
         started = time.monotonic()
         with undisturbed():
             self.producer.drain()

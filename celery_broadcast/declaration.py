@@ -20,7 +20,6 @@ from celery_broadcast.options import (
     is_coroutine_function,
 )
 from celery_broadcast.restarts import Restart
-from celery_broadcast.retry import Retry
 from celery_broadcast.selection import is_event_type
 from celery_broadcast.subscription import Subscription, registry
 
@@ -33,6 +32,8 @@ C = TypeVar("C", bound=type[Consumer])
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
+
+    from celery_broadcast.retry import Retry
 
     class StreamOptions(TypedDict, Generic[E], total=False):
         """Which events are wanted, and where they wait: docs/consumers.md."""

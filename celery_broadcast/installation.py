@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import weakref
@@ -201,7 +200,7 @@ def settings_of_block() -> settings.Settings:
     loaded = (
         settings.Settings() if app is None else settings.load(app.conf, os.environ, app.namespace)
     )
-    return dataclasses.replace(loaded, enabled=True)
+    return loaded._replace(enabled=True)
 
 
 def _in_force() -> Bridge | None:

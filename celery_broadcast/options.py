@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 from typing import Any
 
@@ -12,7 +11,6 @@ from celery_broadcast.batch import Batch
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.rate_limit import check_rate_limit
 from celery_broadcast.restarts import Restart
-from celery_broadcast.retry import Retry
 from celery_broadcast.selection import check_selection
 from celery_broadcast.settings import is_whole, shown
 
@@ -48,6 +46,8 @@ def check_options(
     """
     for option in options:
         if option not in known:
+            import difflib  # noqa: PLC0415  # misspelling is rare, and this slow to load
+
             close = difflib.get_close_matches(option, known, n=1)
             there_are = (
                 f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known)}."
@@ -60,7 +60,7 @@ def check_options(
         "selector": _check_callable("selector", options.get("selector")),
         "partition_by": _check_callable("partition_by", options.get("partition_by")),
         "batch": _check_kind("batch", options.get("batch"), Batch, "Batch(max_events=100)"),
-        "retry": _check_kind("retry", options.get("retry"), Retry, "Retry(attempts=3)"),
+        "retry": _check_retry(options.get("retry")),
         "concurrency": _check_concurrency(options.get("concurrency")),
         "rate_limit": check_rate_limit("rate_limit", options.get("rate_limit")),
         "stuck_after": _check_stuck_after(options.get("stuck_after")),
@@ -101,6 +101,14 @@ def _check_kind(option: str, value: Any, kind: type, example: str) -> Any:
         return value
     msg = f"{option}={shown(value)} is not a {kind.__name__}. Write: {option}={example}."
     raise ConfigurationError(msg)
+
+
+def _check_retry(value: Any) -> Any:
+    if value is None:
+        return None
+    from celery_broadcast.retry import Retry  # noqa: PLC0415  # most consumers retry nothing
+
+    return _check_kind("retry", value, Retry, "Retry(attempts=3)")
 
 
 def _check_concurrency(value: object) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import KW_ONLY, dataclass
 from typing import Literal
+
+import msgspec
 
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.settings import check_seconds, is_whole, shown
@@ -18,8 +19,13 @@ _FIRST_PAUSE_SECONDS = 0.5
 _MOST_DOUBLINGS = 20  # that is days, more than any share, and a float still holds it
 
 
-@dataclass(frozen=True)
-class Restart:
+class _Kind(msgspec.Struct, frozen=True):
+    """What a `Restart` also takes without its name."""
+
+    kind: Literal["permanent", "transient", "temporary"] = "permanent"
+
+
+class Restart(_Kind, frozen=True, kw_only=True):
     """When a consumer whose life ended starts again, in the words of OTP's supervisors.
 
     Attributes:
@@ -34,8 +40,6 @@ class Restart:
         ConfigurationError: one of them is wrong.
     """
 
-    kind: Literal["permanent", "transient", "temporary"] = "permanent"
-    _: KW_ONLY
     max_restarts: int = MAX_RESTARTS
     within: float = WITHIN_SECONDS
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, TypeAlias
 
 import msgspec
@@ -44,8 +44,7 @@ def kind_of(event: Event) -> Kind:
     return type(event), event.task_name, event.queue, state, None, None
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """What a subscription says of the events it wants; all of it must match.
 
     Attributes:
@@ -159,9 +158,11 @@ def _check_globs(option: str, value: object) -> tuple[str, ...]:
 
 
 def _check_states(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
     states = _several(value)
-    known = sorted(_STATES)
-    if all(state in known for state in states) and (states or value is None):
+    known = sorted(state for state in map(_state_of, EVENT_TYPES.values()) if state)
+    if states and all(state in known for state in states):
         return states
     msg = (
         f"state={value!r} is not how an attempt ends. Use one of {', '.join(known)}, "
@@ -201,14 +202,12 @@ def _several(value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
+@cache  # to ask takes longer than all the rest of a declaration
 def _state_of(event_type: type[Event]) -> str | None:
     """Return the state that an end of this type has."""
     fields = msgspec.structs.fields(event_type)
     state = next((field.default for field in fields if field.name == "state"), None)
     return state if isinstance(state, str) else None
-
-
-_STATES = {state for state in map(_state_of, EVENT_TYPES.values()) if state}
 
 
 def _check_that_some_event_matches(selection: Selection, asked: Mapping[str, object]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from celery_broadcast.errors import ConfigurationError
 
@@ -121,8 +119,7 @@ def _check_event_names(setting: str, value: object) -> tuple[str, ...] | None:
     return tuple(sorted({item if isinstance(item, str) else item.__name__ for item in value}))
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):  # made sooner than a dataclass, and without msgspec
     """The checked settings of one process.
 
     Attributes:
@@ -215,6 +212,8 @@ def _name_within(key: object, namespace: str | None) -> str | None:
 
 def _unknown(key: str, name: str) -> str:
     """Say that a key is spelled as ours, and that there is no such setting."""
+    import difflib  # noqa: PLC0415  # misspelling is rare, and this slow to load
+
     start = key[: len(key) - len(name)] if name else f"{key}_"
     close = difflib.get_close_matches(name, _CHECKS, n=1)
     spelled = [f"{start}{known.upper() if key.isupper() else known}" for known in close or _CHECKS]

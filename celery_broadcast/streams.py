@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import msgspec
 
 from celery_broadcast import installation
 from celery_broadcast.consumer import Consumer
@@ -66,7 +67,7 @@ class Stream(Generic[E_co]):
         for number in itertools.count(1):
             named = self._subscription
             if not named.name:
-                named = replace(named, name=f"stream-{number}")
+                named = msgspec.structs.replace(named, name=f"stream-{number}")
                 if any(known.name == named.name for known in registry.subscriptions):
                     continue
             try:
@@ -80,7 +81,7 @@ class Stream(Generic[E_co]):
 
     def _open(self, subscription: Subscription, producer: Producer) -> Reader:
         reader = Reader(subscription, producer.consumers.mailbox_for(subscription))
-        registry.add(replace(subscription, reader=reader))
+        registry.add(msgspec.structs.replace(subscription, reader=reader))
         if producer.is_over:  # asked afterwards: from now on a last drain finds the stream
             reader.stop()
             logger.warning(

@@ -5,26 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from celery_broadcast import fork
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.restarts import Restart
-from celery_broadcast.retry import Retry
 from celery_broadcast.selection import Selection
 from celery_broadcast.settings import check_seconds
 from celery_broadcast.switch import Live, Switch
+
+if TYPE_CHECKING:
+    from celery_broadcast.retry import Retry
 
 #: Stands for "as `broadcast_mailbox_size` says", since None means no bound.
 FROM_SETTINGS = -1
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Subscription:
+class Subscription(msgspec.Struct, frozen=True, eq=False):
     """One consumer, the events it wants, and how it wants them.
 
     Attributes:
@@ -54,7 +56,7 @@ class Subscription:
 
     name: str
     make_consumer: Callable[[], Consumer]
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection = msgspec.field(default_factory=Selection)
     selector: Callable[[Any], object] | None = None
     mailbox_size: int | None = FROM_SETTINGS
     overflow: str | None = None
@@ -64,13 +66,13 @@ class Subscription:
     retry: Retry | None = None
     rate_limit: float | None = None
     stuck_after: float | None = None
-    restart: Restart = field(default_factory=Restart)
+    restart: Restart = msgspec.field(default_factory=Restart)
     is_async: bool = False
     declared_at: str = ""
     code: CodeType | None = None
     is_at_run_time: bool = False
     reader: Live | None = None
-    switch: Switch = field(default_factory=Switch, repr=False)
+    switch: Switch = msgspec.field(default_factory=Switch)
 
     def __repr__(self) -> str:
         """Show whose it is, and what it wants."""

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
 from itertools import chain
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from recorder import make_event, numbered, subscribe
@@ -47,11 +47,10 @@ def items_in(mailbox: Mailbox[Item]) -> list[Item]:
     return mailbox.take(demand=100_000, wait_seconds=0)
 
 
-@dataclass(frozen=True)
-class AskedSelection(Selection):
+class AskedSelection(Selection, frozen=True):
     """Remembers what it was asked, and wants all of it."""
 
-    asked: list[str] = field(default_factory=list)
+    asked: list[str] = msgspec.field(default_factory=list)
 
     def wants(self, kind: Kind) -> bool:
         event_type, task_name, queue, *_ = kind

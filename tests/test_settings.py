@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError, fields
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +27,7 @@ GIVEN: dict[str, tuple[object, object]] = {
     "events": ([JobFailed, "JobEnded"], ("JobEnded", "JobFailed")),
 }
 
-NAMES = [field.name for field in fields(Settings)]
+NAMES = list(Settings._fields)
 
 
 class Unshowable:
@@ -335,7 +334,7 @@ def test_a_configuration_error_is_a_value_error_and_one_of_ours() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_frozen(name: str) -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         setattr(Settings(), name, None)
 
 
