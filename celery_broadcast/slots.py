@@ -301,12 +301,13 @@ class Slots:
 
     def __init__(self, count: int = SLOTS) -> None:
         self._set_up(_new_memory((1 + count) * _SLOT), owner=os.getpid())
-        self._all[0].sign()
+        self._slot(0).sign()
 
     def _set_up(self, memory: mmap.mmap, owner: int) -> None:
-        view = memoryview(memory)
+        self._memory = memoryview(memory)
         self._owner = owner
-        self._all = [Slot(view, index) for index in range(len(memory) // _SLOT)]
+        self._count = len(memory) // _SLOT
+        self._made: dict[int, Slot] = {}  # by index; few of so many are ever asked for
         self._used = 1  # no slot from this one on was ever anybody's
         self._refused = 0  # processes for which there was none
         # Of the forking thread: several threads may fork at once.
@@ -327,7 +328,7 @@ class Slots:
             with contextlib.suppress(OSError, ValueError), descriptor.open("r+b") as file:
                 slots = cls.__new__(cls)
                 slots._set_up(mmap.mmap(file.fileno(), 0), owner=os.getppid())  # noqa: SLF001
-                if slots._all and slots._all[0].is_signed_by(os.getppid()):  # noqa: SLF001
+                if slots._count and slots._slot(0).is_signed_by(os.getppid()):  # noqa: SLF001
                     fcntl.lockf(file, fcntl.LOCK_EX)  # others are being born
                     slots.mine = slots.free_slot()
                     if slots.mine is not None:
@@ -350,7 +351,7 @@ class Slots:
                         "broadcast has memory for %d pool processes, and this worker has more. If "
                         "one of the others dies, its job may have no end and its events aren't "
                         "counted",
-                        len(self._all) - 1,
+                        self._count - 1,
                     )
                 return
             slot.reserve()
@@ -413,9 +414,14 @@ class Slots:
         )
 
     def _ever_used(self) -> list[Slot]:
-        while self._used < len(self._all) and self._all[self._used].generation:
+        while self._used < self._count and self._slot(self._used).generation:
             self._used += 1  # spawned processes take theirs themselves
-        return self._all[1 : self._used]
+        return [self._slot(index) for index in range(1, self._used)]
+
+    def _slot(self, index: int) -> Slot:
+        """Return a slot, to every thread the same."""
+        made = self._made.get(index)
+        return self._made.setdefault(index, Slot(self._memory, index)) if made is None else made
 
     def free_slot(self) -> Slot | None:
         """Return a slot for a new process: one that is long free, a new one, any free one."""
@@ -427,7 +433,7 @@ class Slots:
         )
         free = [slot for slot in ever_used if slot.pid == _FREE]
         long_free = (slot for slot in free if slot.idle_seconds() > _SECONDS_KEPT)
-        new = iter(self._all[self._used : self._used + 1])
+        new = (self._slot(index) for index in range(self._used, self._count))
         return next(itertools.chain(stillborn, long_free, new, free), None)
 
 

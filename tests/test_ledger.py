@@ -256,11 +256,11 @@ def test_a_consumer_that_is_known_only_below_has_as_much_of_its_name_as_fits() -
 @given(st.binary(min_size=1, max_size=300))
 def test_rows_that_hold_rubbish_hurt_nothing(rubbish: bytes) -> None:
     slots = overwritten(rubbish)
-    slots._all[1]._ints[0] = FIRST_ACTED_PID
+    slots._slot(1)._ints[0] = FIRST_ACTED_PID
     main = sharing(slots)
 
     main.add_pool({"store": stats(1, 1)})
-    for slot in slots._all[1:]:
+    for slot in map(slots._slot, range(1, slots._count)):
         main.bury(slot)
         assert slot.pid == 0
     main.add_pool({"store": stats(1, 1)})

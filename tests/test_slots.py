@@ -761,7 +761,7 @@ odd_slots = st.fixed_dictionaries(
 def overwritten(fill: bytes) -> Slots:
     """Return slots all of whose memory was written over, but the number of slots is known."""
     slots = Slots(count=2)
-    memory = slots._all[0]._memory.obj
+    memory = slots._slot(0)._memory.obj
     assert isinstance(memory, mmap.mmap)
     memory[:] = (fill * (len(memory) // len(fill) + 1))[: len(memory)]
     return slots
@@ -816,8 +816,8 @@ def test_slots_that_hold_rubbish_hurt_nothing(
     fill: bytes, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     slots = overwritten(fill)
-    write_over(slots._all[1], first)
-    write_over(slots._all[2], second)
+    write_over(slots._slot(1), first)
+    write_over(slots._slot(2), second)
 
     use_everything(slots)
 
@@ -969,11 +969,11 @@ def found_in_a_child_after(change: Callable[[Slots], object]) -> Any:
 
 
 def write_layout(slots: Slots) -> None:
-    slots._all[0]._longs[slots_module._LAYOUT] += 1
+    slots._slot(0)._longs[slots_module._LAYOUT] += 1
 
 
 def write_owner(slots: Slots) -> None:
-    slots._all[0]._ints[slots_module._PID] = os.getppid()
+    slots._slot(0)._ints[slots_module._PID] = os.getppid()
 
 
 @on_linux
