@@ -82,6 +82,60 @@ def test_with_the_flag_off_no_module_of_the_core_beyond_settings_is_loaded() -> 
     ]
 
 
+def test_with_the_flag_off_a_declaration_loads_nothing_that_is_slow_but_msgspec() -> None:
+    loaded = python(
+        """
+        import sys
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.task_always_eager = True
+
+        @app.task
+        def job(): ...
+
+        job.delay()
+        before = set(sys.modules)
+        import celery_broadcast.plugin
+        from celery_broadcast import JobFailed, on_job_event
+
+        @on_job_event(JobFailed, task="shop.*", rate_limit=5)
+        def page_oncall(event): ...
+
+        job.delay()
+        print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+        print("celery_broadcast.retry" in sys.modules)
+        """
+    )
+
+    modules, is_retry_loaded = loaded.splitlines()
+    assert set(modules.split()) <= {"celery_broadcast", "msgspec", "typing_extensions"}
+    assert is_retry_loaded == "False"
+
+
+def test_with_the_flag_on_and_no_job_neither_asyncio_nor_what_retries_is_loaded() -> None:
+    loaded = python(
+        """
+        import sys
+        from celery import Celery
+        app = Celery(broker="memory://")
+        app.conf.broadcast_enabled = True
+        assert app.conf.broadcast_enabled
+        before = set(sys.modules)
+        import celery_broadcast.plugin
+        from celery_broadcast import JobFailed, on_job_event
+
+        @on_job_event(JobFailed)
+        def page_oncall(event): ...
+
+        assert "celery_broadcast.bridge" in sys.modules
+        print(*set(sys.modules) - before)
+        """
+    )
+
+    slow = {"asyncio", "billiard.pool", "difflib", "django", "statistics", "tenacity"}
+    assert not slow & set(loaded.split())
+
+
 def test_with_the_flag_on_and_no_job_no_thread_is_started(broadcasting_app: Celery) -> None:
     celery_broadcast.on_job_event(name="recorder")(Recorder().handle)
 
