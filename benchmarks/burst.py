@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from benchmarks.measure import Comparison, measure_in_turn
 from benchmarks.peers import BROADCAST, MOST_EVENTS, OUTLETS, Handler, Outlet
-from celery_broadcast.events import JobEvent, JobFinished
+from celery_broadcast.events import JobEvent, JobFinished, JobStarted
 
 WARM_UP_EVENTS = 8
 
@@ -60,11 +61,12 @@ def _named(outlet: str, consumers: int) -> str:
 
 
 def events_of_job(count: int) -> list[JobEvent]:
-    """Make different events of one task."""
-    return [
-        JobFinished(task_id=f"job-{number}", task_name="benchmark.noop", ended_at=0.0, runtime=0.0)
-        for number in range(count)
-    ]
+    """Make the starts and ends of jobs in turn, as a worker does."""
+    events: list[JobEvent] = []
+    for number in range((count + 1) // 2):
+        told: Any = {"task_id": f"job-{number}", "task_name": "benchmark.noop"}
+        events += [JobStarted(**told), JobFinished(**told, ended_at=0.0, runtime=0.0)]
+    return events[:count]
 
 
 class Counter:
