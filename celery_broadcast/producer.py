@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import blinker
 import msgspec
@@ -78,7 +78,7 @@ class _DrainRequest:
 _Request: TypeAlias = "_DrainRequest | partial[None]"
 _Inbox: TypeAlias = "queue.SimpleQueue[Item | _Request]"
 
-_NOT_JUST_EVENTS: frozenset[type] = frozenset({Delivery, _DrainRequest, partial})
+_REQUESTS: frozenset[type] = frozenset({_DrainRequest, partial})
 
 
 def check_outside_of_consumers() -> None:
@@ -319,9 +319,10 @@ class Producer:
     def _serve_until_drained(self) -> None:
         self.consumers.take_up()
         self._say_started()
-        drains: list[_DrainRequest] = []
-        while not drains:
-            items, requests = self._next_items()
+        request: _Request | None = None
+        while not isinstance(request, _DrainRequest):
+            request = None  # or it would live on with what it is about; and so would the items
+            items, request = self._next_items()
             try:
                 if self._refused:
                     self._count_refused()  # first: who subscribes now has not missed it
@@ -329,16 +330,12 @@ class Producer:
                 self._deliver(items)
             except Exception:
                 logger.exception("broadcast can't deliver %d events; they are lost", len(items))
-            del items  # or the last event of the process, and its result, would live on
-            for request in requests:
-                if isinstance(request, _DrainRequest):
-                    drains.append(request)
-                else:
-                    self._do(request)
+            del items
+            if isinstance(request, partial):
+                self._do(request)
         self._count_refused()
         self._stopping = self.consumers.stop()
-        for drain in drains:
-            drain.reached.set()
+        request.reached.set()
 
     def _do(self, request: partial[None]) -> None:
         try:
@@ -383,33 +380,32 @@ class Producer:
             )
         notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
 
-    def _next_items(self) -> tuple[list[Item], list[_Request]]:
-        """Wait for the next item; take what else is there.
+    def _next_items(self) -> tuple[list[Item], _Request | None]:
+        """Wait for the next item; take what else is there, up to the first request.
 
         Returns:
-            Events, those that were put twice once, and what came among them.
+            Events, those that were put twice once, and the request behind them.
         """
-        taken = [self._next_item()]
-        if count := self._inbox.qsize():
-            with contextlib.suppress(queue.Empty):
-                for _ in range(min(count, _MOST_AT_ONCE)):
-                    taken.append(self._inbox.get_nowait())  # noqa: PERF401  # to keep them
-        requests: list[_Request] = []
-        if _NOT_JUST_EVENTS.isdisjoint(map(type, taken)):
-            return cast("list[Item]", taken), requests
         items: list[Item] = []
-        for item in taken:
-            if type(item) is Delivery:
-                if item.taken:
-                    self._count_dispatched()
-                    continue
+        item = self._next_item()
+        more = min(self._inbox.qsize(), _MOST_AT_ONCE)
+        while True:
+            if type(item) in _REQUESTS:
+                return items, item  # type: ignore[return-value]  # as just seen
+            if type(item) is not Delivery:
+                items.append(item)  # type: ignore[arg-type]  # an event
+            elif item.taken:
+                self._count_dispatched()
+            else:
                 item.taken = True
                 items.append(item)
-            elif isinstance(item, _DrainRequest | partial):
-                requests.append(item)
-            else:
-                items.append(item)
-        return items, requests
+            if not more:
+                return items, None
+            more -= 1
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:  # a drain that gave up has emptied it
+                return items, None
 
     def _next_item(self) -> Item | _Request:
         """Wait for the next item; do meanwhile what it is time for."""
