@@ -860,6 +860,59 @@ def test_the_last_event_of_a_process_is_not_kept_alive(make_producer: MakeProduc
     wait_until(lambda: gc.collect() >= 0 and kept() is None)
 
 
+def test_what_a_notice_was_about_is_not_kept_alive(make_producer: MakeProducer) -> None:
+    class Fact:
+        pass
+
+    heard: list[int] = []
+
+    def hear(_: object, **__: object) -> None:
+        heard.append(1)
+
+    producer = make_producer(subscribe(Recorder(), "store"))
+    fact = Fact()
+    kept = weakref.ref(fact)
+    with notices.attempt_lost.connected_to(hear):
+        producer.announce(notices.attempt_lost, event=fact)
+        del fact
+        wait_until(lambda: bool(heard))
+
+    wait_until(lambda: gc.collect() >= 0 and kept() is None)
+
+
+def test_after_a_notice_whose_receiver_held_up_a_drain_nothing_starts_by_itself(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    started: list[object] = []
+    held, free = threading.Event(), threading.Event()
+
+    def hold_the_producer(_: object, **__: object) -> None:
+        held.set()
+        free.wait(60.0)
+
+    def hear_start(_: object, **facts: object) -> None:
+        started.append(facts)
+
+    with (
+        notices.attempt_lost.connected_to(hold_the_producer),
+        notices.broadcast_started.connected_to(hear_start),
+    ):
+        producer.notify(make_event(JobFinished))
+        recorder.wait_for(1)
+        producer.announce(notices.attempt_lost, event=None)
+        held.wait(10.0)
+        producer.drain(0.0)
+        thread = producer._thread
+        assert thread is not None
+        free.set()
+        thread.join(10.0)
+
+    assert len(started) == 1
+    assert producer._thread is None
+
+
 def test_the_log_says_that_the_broadcast_is_on_and_that_it_drained(
     make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
 ) -> None:
