@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -162,11 +163,13 @@ class Consumers:
         """
         if self._are_batches_asked_for:
             items = _stamped(items)
-        self._note_losses(self._dispatcher.dispatch(items, failed))
-        if self._asleep:
-            self._wake_up()
-        if self._is_any_watched and self._look_due_at is None:
-            self._look_at_calls(time.monotonic())
+        losers = self._dispatcher.dispatch(items, failed)
+        with contextlib.suppress(Exception):  # a handler of the log may raise
+            self._note_losses(losers)
+            if self._asleep:
+                self._wake_up()
+            if self._is_any_watched and self._look_due_at is None:
+                self._look_at_calls(time.monotonic())
 
     def refuse(self, kind: Kind, count: int, reason: str) -> list[str]:
         """Count events that were dropped on their way; return who has lost them."""

@@ -70,8 +70,8 @@ _OFFERED, _HANDLED, _DECLINED, _FAILED, _FIRST_DROP = range(5)
 #: How many numbers a consumer has.
 LENGTH = _FIRST_DROP + len(DROP_REASONS)
 
-#: Behind them, how many of the handled ones were handled in runs. Nobody but the one who
-#: runs writes there, so it needs no lock.
+#: Behind them, how many of the handled ones were handled in runs. Nobody but the thread
+#: that runs writes there, so it needs no lock.
 IN_RUNS = LENGTH
 
 
@@ -86,7 +86,7 @@ class Counts:
             the same consumer, which may begin before the last has ended. It is
             reentrant: a signal handler, or a finalizer, may ask for the numbers.
         numbers: they themselves, and behind them what was handled in runs.
-        is_running: whether a thread is about to count what it handles in a run.
+        is_running: whether a run is on, of whichever of its mailboxes.
     """
 
     def __init__(self, numbers: Numbers | None = None) -> None:

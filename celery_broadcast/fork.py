@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+from celery_broadcast import quiet_logs  # noqa: F401  # registers for forks before this one
+
 logger: logging.Logger = logging.getLogger(__name__)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
 from celery_broadcast import django_connections, notices
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.counts import CANCELLED, IN_RUNS
-from celery_broadcast.dispatcher import Delivery, delivery_of
+from celery_broadcast.dispatcher import Delivery, Item, delivery_of
 from celery_broadcast.intake import NO_KEY, Work
 from celery_broadcast.station import NotBegunError, Station, hands, refuse_coroutine
 
@@ -166,7 +166,7 @@ class Life:
         self._station.settle_failed(work, error, is_crash=is_crash)
         return is_crash
 
-    def _run_when_ready(self) -> bool:
+    def _run_when_ready(self) -> bool:  # noqa: C901  # in one piece, for its speed
         """Handle what comes as `step` does, one event after the other, but faster.
 
         Returns:
@@ -177,34 +177,56 @@ class Life:
         """
         mailbox = self._station.mailbox
         mailbox.wait()
-        run = mailbox.begin_run()
-        if run is None:
-            return False
-        take, numbers, handled = run
-        handle = self._consumer.handle  # type: ignore[union-attr]
-        delivery = None
+        handle = self._handle_of_consumer()
+        item: Item | None = None
         try:
-            while not mailbox.is_interrupted:
+            run = None if handle is None else mailbox.begin_run()
+            if run is None or handle is None:
+                return False
+            take, numbers, handled = run
+            is_more_to_do = False
+            while True:
+                # Not as the loop's own condition: in a jump back to its begin another thread
+                # may run, and between this and the next line none does.
+                if mailbox.is_interrupted:
+                    break
                 try:
                     item = take()
                 except IndexError:
                     break
-                if type(item) is Delivery:
-                    delivery = item
+                if is_more_to_do := type(item) is Delivery:  # more than to be called with it
                     break
                 result = handle(item)
                 if result is not None:
                     refuse_coroutine(result, "The consumer", _REMEDY)
+                if mailbox.is_interrupted:  # it may be counted as dropped: see to that with care
+                    break
                 handled += 1
                 numbers[IN_RUNS] = handled
         except BaseException as error:
-            mailbox.end_run()
-            if self._is_crash(Work([delivery_of(item)]), error):
+            if self._has_crashed_in_run(item, error):
                 raise
             return True
-        mailbox.end_run()
-        if delivery is not None:  # of which there is more to be known
-            self._do(Work([delivery]))
+        in_hand = mailbox.end_run()
+        if is_more_to_do and item is not None:
+            self._do(Work([delivery_of(item)]))
+        else:
+            mailbox.settle(handled=in_hand)
+        return True
+
+    def _handle_of_consumer(self) -> Callable[[Any], object] | None:
+        """Return what is called with an event; None if that fails, as it then does in the step."""
+        assert self._consumer is not None  # noqa: S101  # runs come after set_up
+        try:
+            return self._consumer.handle
+        except BaseException:  # noqa: BLE001  # theirs
+            return None
+
+    def _has_crashed_in_run(self, item: Item | None, error: BaseException) -> bool:
+        in_hand = self._station.mailbox.end_run()
+        if in_hand and item is not None:
+            return self._is_crash(Work([delivery_of(item)]), error)
+        self._station.mailbox.settle(failed=in_hand)  # struck by another thread, between events
         return True
 
     def _call_consumer(self, argument: Any) -> None:

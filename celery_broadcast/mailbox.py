@@ -58,7 +58,8 @@ class Mailbox(Generic[T]):
         #: Whether a run is to end: for a pause, or since all is counted as dropped.
         self.is_interrupted: bool = False
         self._is_running = False
-        self._stock = 0  # in a run: what waited at its begin, and what came or was dropped since
+        # What waited as the run began, more by what came since, less by what was dropped.
+        self._stock = 0  # means nothing while none is on
         self._handled_before = 0  # in runs, as it began
         self._handled_at_most: int | None = None
         self._closed_because: str | None = None
@@ -98,14 +99,16 @@ class Mailbox(Generic[T]):
             if self._closed_because is not None:
                 self._counts.drop(count, self._closed_because)
                 return count
-            self._stock += count
+            dropped, refused = self._make_room(count)
+            if refused:
+                items = items[refused:] if self._drop_oldest else items[: count - refused]
+            self._stock += count - refused
             self._waiting.extend(items)
-            dropped = self._trim()
             if len(self._waiting) >= self._at_least and not self._switch.is_paused:
                 self._ring()
-            count = len(dropped)
+            lost = len(dropped) + refused
         del dropped  # outside of the lock: what their finalizers do is their own affair
-        return count
+        return lost
 
     def refuse(self, count: int, reason: str) -> None:
         """Count events that were meant for this mailbox and were dropped on the way."""
@@ -145,8 +148,9 @@ class Mailbox(Generic[T]):
         """Let the one thread of the consumer handle what waits, without the lock.
 
         It takes event after event, and says of each that it is handled, until
-        none waits, one isn't handled, or `is_interrupted`. Then it must call
-        `end_run`, and settle what it still has in hand.
+        none waits, one isn't handled, or `is_interrupted`: at that it looks right
+        before it takes one, and before it says so. Then, whatever happens, it
+        calls `end_run`, and settles what it still has in hand.
 
         Returns:
             What gives the next event, and raises `IndexError` if none waits; the
@@ -158,21 +162,29 @@ class Mailbox(Generic[T]):
             self.is_interrupted = False  # before the switch is looked at
             if not self._waiting or self.is_paused or self._counts.is_running:
                 return None
+            waiting, numbers = self._waiting, self._counts.numbers
+            self._stock, self._handled_before = len(waiting), numbers[IN_RUNS]
             self._counts.is_running = self._is_running = True
-            self._stock = len(self._waiting)
-            numbers = self._counts.numbers
-            self._handled_before = numbers[IN_RUNS]
-            return self._waiting.popleft, numbers, self._handled_before
+            return waiting.popleft, numbers, self._handled_before
 
-    def end_run(self) -> None:
-        """Count with the lock again; what was taken and not handled is in hand."""
+    def end_run(self) -> int:
+        """Count with the lock again.
+
+        Returns:
+            How many events were taken in the run and not handled: they are in
+            hand. None after `abandon`, and if there is no run.
+        """
         with self._lock:
+            if not self._is_running:
+                return 0
             self._is_running = self._counts.is_running = False
-            if self._handled_at_most is None:
-                handled = self._counts.numbers[IN_RUNS] - self._handled_before
-                self._in_hand += self._stock - handled - len(self._waiting)
-            else:  # the rest is counted as dropped
+            if self._handled_at_most is not None:  # the rest is counted as dropped
                 self._counts.numbers[IN_RUNS] = self._handled_at_most
+                return 0
+            waiting = len(self._waiting)
+            in_hand = self._stock - waiting - self._counts.numbers[IN_RUNS] + self._handled_before
+            self._in_hand += in_hand
+            return in_hand
 
     def wait(self, wait_seconds: float | None = None, *, at_least: int = 1) -> None:
         """Wait until so many events can be taken, or no more come, or the time is over.
@@ -314,18 +326,29 @@ class Mailbox(Generic[T]):
 
     # With the lock held.
 
-    def _trim(self) -> list[T]:
-        """Drop what there is no room for."""
-        if self._size is None or len(self._waiting) + self._aside <= self._size:
-            return []
-        return self._drop(MAILBOX_FULL, keep=max(0, self._size - self._aside))
+    def _make_room(self, count: int) -> tuple[list[T], int]:
+        """Return what is dropped of what waits, and how many of so many to come are too many.
+
+        Before those are put: a run takes without the lock, and what makes room
+        afterwards could meet a new one where an old one was.
+        """
+        if self._size is None:
+            return [], 0
+        room = max(0, self._size - self._aside)
+        if self._drop_oldest:
+            dropped = self._drop(MAILBOX_FULL, keep=max(0, room - count))
+            refused = max(0, count - room)
+        else:
+            dropped = []
+            refused = max(0, count - max(0, room - len(self._waiting)))
+        self._counts.drop(refused, MAILBOX_FULL)
+        return dropped, refused
 
     def _drop(self, reason: str, keep: int) -> list[T]:
         dropped: list[T] = []
-        drop_one = self._waiting.popleft if self._drop_oldest or not keep else self._waiting.pop
         with contextlib.suppress(IndexError):  # a run takes without the lock
             while len(self._waiting) > keep:
-                dropped.append(drop_one())
+                dropped.append(self._waiting.popleft())
         self._stock -= len(dropped)
         self._counts.drop(len(dropped), reason)
         return dropped

@@ -96,7 +96,8 @@ def check_outside_of_consumers() -> None:
 
 def _say_undelivered(item: Item, error: Exception) -> None:
     event = delivery_of(item).event
-    logger.error("broadcast can't deliver %s; it is lost", event, exc_info=error)
+    with contextlib.suppress(Exception):  # a handler of the log may raise, and others wait
+        logger.error("broadcast can't deliver %s; it is lost", event, exc_info=error)
 
 
 class Producer:
@@ -324,12 +325,9 @@ class Producer:
             request = None  # or it would live on with what it is about; and so would the items
             items, request = self._next_items()
             try:
-                if self._refused:
-                    self._count_refused()  # first: who subscribes now has not missed it
-                self.consumers.take_up()
                 self._deliver(items)
             except Exception:
-                logger.exception("broadcast can't deliver %d events; they are lost", len(items))
+                logger.exception("broadcast can't deliver all of %d events", len(items))
             del items
             if isinstance(request, partial):
                 self._do(request)
@@ -344,9 +342,14 @@ class Producer:
             logger.exception("broadcast can't do %s", request)
 
     def _deliver(self, items: list[Item]) -> None:
+        if self._refused:
+            self._count_refused()  # first: who subscribes now has not missed it
+        self.consumers.take_up()
         opened = [self._open(item) if type(item) is Delivery else item for item in items]
-        self.consumers.dispatch(opened, _say_undelivered)
-        self._count_dispatched(len(items))
+        try:
+            self.consumers.dispatch(opened, _say_undelivered)
+        finally:
+            self._count_dispatched(len(items))
 
     def _open(self, delivery: Delivery) -> Item:
         """Return what is still to be known of it from here on."""

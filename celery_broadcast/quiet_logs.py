@@ -6,14 +6,16 @@ ever, since that thread doesn't exist in the child. CPython makes the locks of
 `logging` anew there, but not this one; the child hangs at its first line.
 Seen with Python 3.10 to 3.13, with a file and with a buffered stderr. A pool
 process of Celery has no other threads where it is forked; the broadcast's are
-there, and log. So the thread that forks first takes the handlers' locks, which
-is as good: nobody writes without them.
+there, and log. So the thread that forks first takes the handlers' locks: nobody
+writes through `logging` without them.
+
+What other packages have registered to be called before a fork, before this one
+was imported, is called while this thread holds them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import threading
@@ -39,38 +41,48 @@ def take() -> None:
 
     The lock of the module `logging` comes first, as in `logging.config`. Its
     own hook takes it after this one, the other way round, and waits for ever;
-    so whoever has it for long goes on with the handlers.
+    so if another thread keeps that lock, no handler's is taken.
     """
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    if not _take(getattr(logging, "_lock", None), deadline):
+    if not _is_wanted or not _take(getattr(logging, "_lock", None), deadline):
         return
     for handler in _handlers():
-        _take(handler.lock, deadline)
+        _take(getattr(handler, "lock", None), deadline)
 
 
 def _take(lock: Any, deadline: float) -> bool:
     remaining = max(deadline - time.monotonic(), 0.0)
+    _held.locks.append(lock)  # before it is: whatever strikes this thread, it is given back
     with contextlib.suppress(Exception):  # a handler's lock is what its class makes it
         if lock is not None and lock.acquire(timeout=remaining):
-            _held.locks.append(lock)
             return True
+        _held.locks.remove(lock)
     return False
 
 
 def _handlers() -> list[logging.Handler]:
+    """Return every handler, as `logging` lists them, and what else is attached to a logger."""
+    listed = [reference() for reference in list(getattr(logging, "_handlerList", ()))]
     loggers = [logging.root, *logging.root.manager.loggerDict.copy().values()]
-    found = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
-    return list(dict.fromkeys(found))
+    attached = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
+    found = {id(handler): handler for handler in (*listed, *attached) if handler is not None}
+    return list(found.values())
 
 
 def give_back() -> None:
     """Let them write again; in the child, `logging` has made most of the locks anew."""
     while _held.locks:
-        with contextlib.suppress(RuntimeError):  # made anew
+        with contextlib.suppress(Exception):  # made anew, or never taken
             _held.locks.pop().release()
 
 
-@functools.cache
 def keep_logs_quiet_in_forks() -> None:
     """From now on, let no child of this process be forked while a thread writes to a log."""
-    os.register_at_fork(before=take, after_in_parent=give_back, after_in_child=give_back)
+    global _is_wanted  # noqa: PLW0603  # a process has one
+    _is_wanted = True
+
+
+_is_wanted = False
+
+# At the import, so that whatever is registered later, and may log, is called before.
+os.register_at_fork(before=take, after_in_parent=give_back, after_in_child=give_back)

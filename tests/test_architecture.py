@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "celery_broadcast"
 MAY_IMPORT = {
     "django_connections": set(),
     "errors": set(),
-    "fork": set(),
+    "fork": {"quiet_logs"},
     "muting": set(),
     "notices": set(),
     "quiet_logs": set(),

@@ -188,3 +188,18 @@ def test_a_pause_holds_what_waits_behind_a_key_too() -> None:
     while life.step(wait_seconds=0):
         pass
     assert came == ["0", "1", "2"]
+
+
+def test_a_consumer_that_cannot_be_called_fails_each_event_and_goes_on() -> None:
+    class Shy(Consumer):
+        def handle(self, event: JobEvent) -> None:
+            """Not be reached."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "handle":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    stats = run(Shy, numbered(3))
+
+    assert (stats.handled, stats.failed, stats.pending) == (0, 3, 0)

@@ -163,6 +163,20 @@ def test_counts_go_on_in_the_next_mailbox() -> None:
     assert second.stats().dropped == {GAVE_UP: 1}
 
 
+@pytest.mark.parametrize(("overflow", "kept"), [("drop_oldest", [4, 5]), ("drop_newest", [0, 1])])
+def test_of_more_than_it_holds_a_mailbox_keeps_the_right_end(
+    overflow: str, kept: list[int]
+) -> None:
+    mailbox: Mailbox[int] = Mailbox(size=2, overflow=overflow)
+    mailbox.put(0)
+
+    assert mailbox.put_all(range(1, 6)) == 4
+
+    assert mailbox.take(demand=10, wait_seconds=0) == kept
+    stats = mailbox.stats()
+    assert (stats.offered, stats.dropped) == (6, {MAILBOX_FULL: 4})
+
+
 # Runs.
 
 
@@ -179,10 +193,14 @@ def run(mailbox: Mailbox[int], handle: Callable[[int], object]) -> None:
             except IndexError:
                 break
             handle(item)
+            if mailbox.is_interrupted:
+                break
             handled += 1
             numbers[IN_RUNS] = handled
-    finally:
+    except BaseException:
         mailbox.end_run()
+        raise
+    mailbox.settle(handled=mailbox.end_run())
 
 
 def test_what_is_handled_in_a_run_is_handled() -> None:

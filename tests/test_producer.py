@@ -550,6 +550,38 @@ def test_what_can_not_be_delivered_is_said_and_the_next_event_is(
     assert "broadcast can't deliver JobFinished shop.charge[id-1]; it is lost" in caplog.text
 
 
+def test_what_can_not_be_delivered_costs_no_other_event_whatever_the_log_does(
+    make_producer: MakeProducer,
+) -> None:
+    class BrokenHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("no space left")
+
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store", tasks=("*",)))
+    log = logging.getLogger("celery_broadcast.producer")
+    broken = BrokenHandler()
+    log.addHandler(broken)
+    held, free = threading.Event(), threading.Event()
+
+    def hold_the_producer(_: object, **__: object) -> None:
+        held.set()
+        free.wait(60.0)
+
+    try:
+        with notices.broadcast_started.connected_to(hold_the_producer):
+            producer.notify(make_event(JobFinished, task_id="0"))
+            held.wait(10.0)
+            producer.notify(make_event(JobFinished, queue=["no queue has such a name"]))
+            producer.notify(make_event(JobFinished, task_id="1"))
+            free.set()
+        producer.drain()
+    finally:
+        log.removeHandler(broken)
+
+    assert recorder.task_ids == ["0", "1"]
+
+
 def test_after_a_crash_of_its_thread_the_next_event_starts_it(
     make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
 ) -> None:

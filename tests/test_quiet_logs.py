@@ -212,3 +212,61 @@ def test_two_threads_that_fork_at_once_give_back_each_its_own(
     other.join()
 
     assert can_another_thread_log_to(handler)
+
+
+def test_the_handlers_of_no_logger_count_too() -> None:
+    handler = logging.StreamHandler(io.StringIO())  # as that of a queue's listener
+
+    handlers = quiet_logs._handlers()
+
+    assert handler in handlers
+    assert logging.lastResort in handlers
+
+
+@pytest.mark.parametrize("strange", ["without a lock", "without a hash"])
+def test_a_strange_handler_keeps_no_other_from_being_quiet(
+    add_handler: Callable[[logging.Handler], None], strange: str
+) -> None:
+    class StrangeHandler:
+        level = logging.NOTSET
+        if strange == "without a hash":
+            __hash__ = None  # type: ignore[assignment]
+            lock = None
+
+        def handle(self, record: logging.LogRecord) -> None:
+            """Do nothing."""
+
+    usual = logging.StreamHandler(io.StringIO())
+    add_handler(StrangeHandler())  # type: ignore[arg-type]
+    add_handler(usual)
+
+    quiet_logs.take()
+
+    assert usual.lock in quiet_logs._held.locks
+    quiet_logs.give_back()
+    assert can_another_thread_log_to(usual)
+
+
+def test_what_strikes_as_a_lock_is_taken_leaves_it_free(
+    add_handler: Callable[[logging.Handler], None],
+) -> None:
+    class Strike(Exception):  # noqa: N818  # as a signal handler may raise
+        pass
+
+    class StruckLock(AskedFor):
+        def acquire(self, *arguments: Any, **options: Any) -> bool:
+            answer = super().acquire(*arguments, **options)
+            if self._is_struck and options:
+                self._is_struck = False
+                raise Strike
+            return answer
+
+        _is_struck = True
+
+    handler = logging.StreamHandler(io.StringIO())
+    handler.lock = StruckLock()  # type: ignore[assignment]
+    add_handler(handler)
+
+    assert fork() == 0
+
+    assert can_another_thread_log_to(handler)
