@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import celery
@@ -92,16 +93,24 @@ def _border(receiver: Callable[..., None]) -> Callable[..., None]:
     def guarded(self: Bridge, **told: Any) -> None:
         try:
             receiver(self, **told)
-        except Exception as error:
-            if isinstance(error, SoftTimeLimitExceeded) and "again" not in told:
-                guarded(self, **told, again=True)
-                return
-            logger.exception(
-                "broadcast failed in %s; an event is lost, the job isn't affected",
-                receiver.__name__,
-            )
+        except Exception as error:  # noqa: BLE001  # of ours, or one that struck
+            _keep_from_celery(error, receiver.__name__, partial(receiver, self, **told))
 
     return guarded
+
+
+def _keep_from_celery(error: Exception, receiver: str, again: Callable[[], None]) -> None:
+    """Do again what the soft time limit struck; say anything else."""
+    if isinstance(error, SoftTimeLimitExceeded):
+        try:
+            again()
+        except Exception as another:  # noqa: BLE001  # as above
+            error = another
+        else:
+            return
+    logger.error(
+        "broadcast failed in %s; an event is lost, the job isn't affected", receiver, exc_info=error
+    )
 
 
 class Bridge:
@@ -183,17 +192,28 @@ class Bridge:
 
     # Around a job, on the thread that runs it.
 
-    @_border
+    # Written out, where `_border` would pack and unpack what is told twice for each event.
+
     def on_task_prerun(
         self,
+        signal: Any = None,  # noqa: ARG002  # or it would go into a dict
+        sender: Any = None,  # noqa: ARG002
         task: Any = None,
         task_id: Any = None,
         args: Any = None,
         kwargs: Any = None,
-        again: Any = None,
         **_: Any,
     ) -> None:
         """Publish `JobStarted`."""
+        try:
+            self._start(task, task_id, args, kwargs)
+        except Exception as error:  # noqa: BLE001  # of ours, or one that struck
+            again = partial(self._start, task, task_id, args, kwargs, again=True)
+            _keep_from_celery(error, "on_task_prerun", again)
+
+    def _start(
+        self, task: Any, task_id: Any, args: Any, kwargs: Any, *, again: bool = False
+    ) -> None:
         request = task.request
         attempt = self._attempts.find(request) if again else None
         if attempt is None:
@@ -292,11 +312,26 @@ class Bridge:
             )
         )
 
-    @_border
     def on_task_postrun(
-        self, task: Any = None, retval: Any = None, state: Any = None, **_: Any
+        self,
+        signal: Any = None,  # noqa: ARG002
+        sender: Any = None,  # noqa: ARG002
+        task: Any = None,
+        task_id: Any = None,  # noqa: ARG002
+        args: Any = None,  # noqa: ARG002
+        kwargs: Any = None,  # noqa: ARG002
+        retval: Any = None,
+        state: Any = None,
+        **_: Any,
     ) -> None:
         """Publish the end of a job that ended here."""
+        try:
+            self._finish(task, retval, state)
+        except Exception as error:  # noqa: BLE001  # as above
+            again = partial(self._finish, task, retval, state)
+            _keep_from_celery(error, "on_task_postrun", again)
+
+    def _finish(self, task: Any, retval: Any, state: Any) -> None:
         request = task.request
         if state is None:
             self._on_aborted(task, request)

@@ -148,7 +148,7 @@ class Facts:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     """Return what a foreign client may have sent as something else."""
-    return value if isinstance(value, Mapping) else {}
+    return value if type(value) is dict or isinstance(value, Mapping) else {}
 
 
 def _text(value: Any) -> str | None:

@@ -292,14 +292,15 @@ def test_what_is_published_twice_is_kept_once(app: Celery, events: JobEvents) ->
     """As when a soft time limit strikes a receiver, which then starts again."""
     declared = task(app, "job")
 
-    def again(task: Any = None, **told: Any) -> None:
-        again.by(task=task, **told, again=True)  # type: ignore[attr-defined]
-
-    again.by = next(  # type: ignore[attr-defined]
+    receiver = next(
         receiver
         for (uid, _), receiver in signals.task_prerun.receivers
         if str(uid).startswith("celery_broadcast.")
     )
+
+    def again(task: Any, task_id: str, args: Any, kwargs: Any, **_: Any) -> None:
+        receiver.__self__._start(task, task_id, args, kwargs, again=True)
+
     signals.task_prerun.connect(again)
     try:
         declared.delay()
