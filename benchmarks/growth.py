@@ -21,11 +21,7 @@ TURNS_OF_JOBS = 25
 TURNS_OF_BURSTS = 5
 
 BESIDE = {f"beside {n:,} that don't match": Crowd(idle=1, unwanting=n) for n in (10, 100, 1000)}
-WITH_GLOBS = {
-    "with 1 glob": Crowd(idle=1, globs=1),
-    "with 10 globs": Crowd(idle=1, globs=10),
-    "with 100 globs": Crowd(idle=1, globs=100),
-}
+WITH_GLOBS = {f"with {n} glob{'s'[: n > 1]}": Crowd(idle=1, globs=n) for n in (1, 10, 100)}
 
 
 def measure(rounds: int) -> list[Comparison]:

@@ -47,6 +47,18 @@ from celery_broadcast.subscription import Registry
 MakeProducer = Callable[..., Producer]
 
 
+class HeldReceiver:
+    """A receiver of a notice that holds the producer's thread, until the test frees it."""
+
+    def __init__(self) -> None:
+        self.held = threading.Event()
+        self.freed = threading.Event()
+
+    def __call__(self, _: object, **__: object) -> None:
+        self.held.set()
+        assert self.freed.wait(60.0)
+
+
 def conserved(stats: ConsumerStats) -> bool:
     accounted = stats.handled + stats.failed + stats.dropped_total + stats.pending
     return stats.offered == accounted
@@ -368,23 +380,18 @@ def test_what_finds_the_inbox_full_is_counted_for_each_consumer_that_wanted_it(
     make_producer: MakeProducer,
 ) -> None:
     failures, everything = Recorder(), Recorder()
-    held, free = threading.Event(), threading.Event()
-
-    def hold_the_producer(_: object, **__: object) -> None:
-        held.set()
-        free.wait(60.0)
-
+    receiver = HeldReceiver()
     producer = make_producer(
         subscribe(everything, "everything"),
         subscribe(failures, "failures", events=(JobFailed,)),
         inbox_size=2,
     )
-    with notices.broadcast_started.connected_to(hold_the_producer):
+    with notices.broadcast_started.connected_to(receiver):
         producer.notify(make_event(JobFinished))
-        held.wait(10.0)
+        receiver.held.wait(10.0)
         for event_type in (JobFinished, JobFailed, JobFinished, JobFailed):
             producer.notify(make_event(event_type))
-        free.set()
+        receiver.freed.set()
     producer.drain()
 
     assert len(everything.events) == 2
@@ -394,21 +401,16 @@ def test_what_finds_the_inbox_full_is_counted_for_each_consumer_that_wanted_it(
 
 
 def test_what_found_the_inbox_full_is_none_of_a_later_subscribers_losses() -> None:
-    held, free = threading.Event(), threading.Event()
-
-    def hold_the_producer(_: object, **_facts: object) -> None:
-        held.set()
-        free.wait(10.0)
-
+    receiver = HeldReceiver()
     registry, late = Registry(), Recorder()
     registry.add(subscribe(Recorder(), "early"))
     producer = Producer(Settings(), registry, inbox_size=1)
-    with notices.broadcast_started.connected_to(hold_the_producer):
+    with notices.broadcast_started.connected_to(receiver):
         producer.notify(make_event(JobFinished))
-        held.wait(10.0)
+        receiver.held.wait(10.0)
         producer.notify(make_event(JobFinished))  # the first one still waits in the inbox
         registry.add(subscribe(late, "late"))
-        free.set()
+        receiver.freed.set()
     producer.drain()
 
     assert producer.stats()["early"].dropped == {INBOX_FULL: 1}
@@ -553,32 +555,23 @@ def test_what_can_not_be_delivered_is_said_and_the_next_event_is(
 def test_what_can_not_be_delivered_costs_no_other_event_whatever_the_log_does(
     make_producer: MakeProducer,
 ) -> None:
-    class BrokenHandler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            raise OSError("no space left")
-
     recorder = Recorder()
     producer = make_producer(subscribe(recorder, "store", tasks=("*",)))
-    log = logging.getLogger("celery_broadcast.producer")
-    broken = BrokenHandler()
-    log.addHandler(broken)
-    held, free = threading.Event(), threading.Event()
-
-    def hold_the_producer(_: object, **__: object) -> None:
-        held.set()
-        free.wait(60.0)
-
+    log, handler = logging.getLogger("celery_broadcast.producer"), BrokenLog("can't deliver")
+    log.addHandler(handler)
+    receiver = HeldReceiver()
     try:
-        with notices.broadcast_started.connected_to(hold_the_producer):
+        with notices.broadcast_started.connected_to(receiver):
             producer.notify(make_event(JobFinished, task_id="0"))
-            held.wait(10.0)
+            receiver.held.wait(10.0)
             producer.notify(make_event(JobFinished, queue=["no queue has such a name"]))
             producer.notify(make_event(JobFinished, task_id="1"))
-            free.set()
+            receiver.freed.set()
         producer.drain()
     finally:
-        log.removeHandler(broken)
+        log.removeHandler(handler)
 
+    assert handler.raised.is_set()
     assert recorder.task_ids == ["0", "1"]
 
 
@@ -777,22 +770,17 @@ def test_a_soft_time_limit_goes_through_a_drain_that_waits_for_the_producer(
     make_producer: MakeProducer,
 ) -> None:
     recorder = Recorder()
-    held, free = threading.Event(), threading.Event()
-
-    def hold_the_producer(_: object, **__: object) -> None:
-        held.set()
-        assert free.wait(60.0)
-
+    receiver = HeldReceiver()
     producer = make_producer(subscribe(recorder, "store"))
-    with notices.broadcast_started.connected_to(hold_the_producer):
+    with notices.broadcast_started.connected_to(receiver):
         for event in numbered(3):
             producer.notify(event)
-        assert held.wait(10)
+        assert receiver.held.wait(10)
         watcher = strike_once(lambda: producer._inbox.qsize() > 3)
         with pytest.raises(TimeoutError):
             producer.drain(60.0)
         watcher.join()
-        free.set()
+        receiver.freed.set()
 
     wait_until(lambda: producer.stats()["store"].handled == 3)  # nobody has dropped them
 
@@ -831,19 +819,14 @@ def test_a_drain_counts_what_a_receiver_of_a_notice_holds_up(
     make_producer: MakeProducer,
 ) -> None:
     recorder = Recorder()
-    held, free = threading.Event(), threading.Event()
-
-    def hold_the_producer(_: object, **__: object) -> None:
-        held.set()
-        free.wait(60.0)
-
+    receiver = HeldReceiver()
     producer = make_producer(subscribe(recorder, "store"))
-    with notices.broadcast_started.connected_to(hold_the_producer):
+    with notices.broadcast_started.connected_to(receiver):
         for event in numbered(5):
             producer.notify(event)
-        held.wait(10)
+        receiver.held.wait(10)
         drained = producer.drain(timeout_seconds=0.1)
-    free.set()
+    receiver.freed.set()
 
     assert drained.left == 5
     assert producer.stats()["store"].dropped == {DRAIN_TIMEOUT: 5}
@@ -918,27 +901,23 @@ def test_after_a_notice_whose_receiver_held_up_a_drain_nothing_starts_by_itself(
     recorder = Recorder()
     producer = make_producer(subscribe(recorder, "store"))
     started: list[object] = []
-    held, free = threading.Event(), threading.Event()
-
-    def hold_the_producer(_: object, **__: object) -> None:
-        held.set()
-        free.wait(60.0)
+    receiver = HeldReceiver()
 
     def hear_start(_: object, **facts: object) -> None:
         started.append(facts)
 
     with (
-        notices.attempt_lost.connected_to(hold_the_producer),
+        notices.attempt_lost.connected_to(receiver),
         notices.broadcast_started.connected_to(hear_start),
     ):
         producer.notify(make_event(JobFinished))
         recorder.wait_for(1)
         producer.announce(notices.attempt_lost, event=None)
-        held.wait(10.0)
+        receiver.held.wait(10.0)
         producer.drain(0.0)
         thread = producer._thread
         assert thread is not None
-        free.set()
+        receiver.freed.set()
         thread.join(10.0)
 
     assert len(started) == 1
