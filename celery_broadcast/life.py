@@ -47,11 +47,10 @@ class Life:
             say_no_setup(self._station.name, error)
             return error
         try:
-            if self._can_run and deadline is None:
-                while self._run_when_ready() or self.step():
-                    pass
-            while (deadline is None or time.monotonic() < deadline) and self.step():
-                pass
+            runs = self._can_run and deadline is None
+            while deadline is None or time.monotonic() < deadline:
+                if not (runs and self._run_when_ready()) and not self.step():
+                    break
         except BaseException as error:  # noqa: BLE001  # counted and logged in the step
             return error
         finally:
