@@ -62,7 +62,7 @@ class Dispatcher:
         self._routes: dict[Route, Route] = {}
         self._routes_of_kinds: dict[Kind, Route] = {}
         # Only while nobody looks at more than that of an event.
-        self._routes_of_types: dict[type[Event], Route] = {}
+        self._routes_of_types: dict[type, Route] = {}
         self._do_types_suffice = True
 
     def add(self, consumer: str, selection: Selection, mailbox: Mailbox[Item]) -> None:
@@ -88,8 +88,12 @@ class Dispatcher:
             The consumers that lost an event by it: a full mailbox dropped one.
         """
         losers: set[str] = set()
-        routes = {self._routes_of_types.get(each) for each in set(map(type, items))}
-        if len(routes) == 1 and (only := routes.pop()) is not None:
+        if len(items) == 1:
+            only = self._routes_of_types.get(type(items[0]))
+        else:
+            routes = {self._routes_of_types.get(each) for each in set(map(type, items))}
+            only = routes.pop() if len(routes) == 1 else None
+        if only is not None:
             _put_all(items, only, losers)
             return losers
         run: list[Item] = []  # of events that go the same way
@@ -157,4 +161,6 @@ class Dispatcher:
 
 def _put_all(run: Sequence[Item], route: Route, losers: set[str]) -> None:
     if run:
-        losers.update(name for name, mailbox in route if mailbox.put_all(run))
+        for name, mailbox in route:
+            if mailbox.put_all(run):
+                losers.add(name)

@@ -93,18 +93,21 @@ class Mailbox(Generic[T]):
             How many events were lost by it, these or older ones. The loss is
             counted.
         """
-        count = len(items)
+        count, waiting, size = len(items), self._waiting, self._size
+        dropped: Sequence[T] = ()
+        refused = 0
         with self._lock:
             self._counts.offer(count)
             if self._closed_because is not None:
                 self._counts.drop(count, self._closed_because)
                 return count
-            dropped, refused = self._make_room(count)
+            if size is not None and len(waiting) + count + self._aside > size:
+                dropped, refused = self._make_room(size, count)
             if refused:
                 items = items[refused:] if self._drop_oldest else items[: count - refused]
             self._stock += count - refused
-            self._waiting.extend(items)
-            if len(self._waiting) >= self._at_least and not self._switch.is_paused:
+            waiting.extend(items)
+            if len(waiting) >= self._at_least and not self._switch.is_paused:
                 self._ring()
             lost = len(dropped) + refused
         del dropped  # outside of the lock: what their finalizers do is their own affair
@@ -186,6 +189,12 @@ class Mailbox(Generic[T]):
             self._in_hand += in_hand
             return in_hand
 
+    def is_ready(self) -> bool:
+        """Tell whether so many events wait as somebody waits for, or no more come."""
+        if self._closed_because is not None:
+            return True
+        return len(self._waiting) >= self._at_least and not self._switch.is_paused
+
     def wait(self, wait_seconds: float | None = None, *, at_least: int = 1) -> None:
         """Wait until so many events can be taken, or no more come, or the time is over.
 
@@ -195,11 +204,11 @@ class Mailbox(Generic[T]):
         """
         with self._lock:
             self._await(at_least)
-            if self._is_ready():
+            if self.is_ready():
                 return
             self._waiters += 1
             try:
-                self._changed.wait_for(self._is_ready, wait_seconds)
+                self._changed.wait_for(self.is_ready, wait_seconds)
             finally:
                 self._waiters -= 1
 
@@ -225,7 +234,7 @@ class Mailbox(Generic[T]):
         """
         with self._lock:
             self._await(at_least)
-            if not self._is_ready():
+            if not self.is_ready():
                 self._to_call = function
                 return
         function()
@@ -326,15 +335,13 @@ class Mailbox(Generic[T]):
 
     # With the lock held.
 
-    def _make_room(self, count: int) -> tuple[list[T], int]:
+    def _make_room(self, size: int, count: int) -> tuple[list[T], int]:
         """Return what is dropped of what waits, and how many of so many to come are too many.
 
         Before those are put: a run takes without the lock, and what makes room
         afterwards could meet a new one where an old one was.
         """
-        if self._size is None:
-            return [], 0
-        room = max(0, self._size - self._aside)
+        room = max(0, size - self._aside)
         if self._drop_oldest:
             dropped = self._drop(MAILBOX_FULL, keep=max(0, room - count))
             refused = max(0, count - room)
@@ -362,11 +369,6 @@ class Mailbox(Generic[T]):
     def _await(self, at_least: int) -> None:
         # A full one never has more.
         self._at_least = at_least if self._size is None else min(at_least, self._size)
-
-    def _is_ready(self) -> bool:
-        if self._closed_because is not None:
-            return True
-        return len(self._waiting) >= self._at_least and not self._switch.is_paused
 
     def _ring(self, *, all_of_them: bool = False) -> None:
         """Wake whoever waits."""
