@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from celery_broadcast.counts import DRAIN_TIMEOUT
 from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Dispatcher, Item, delivery_of
+from celery_broadcast.inbox import Post
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import Losses
 from celery_broadcast.mailbox import Mailbox
@@ -24,18 +25,29 @@ _CLEANUP_SECONDS = 0.2
 
 
 class Consumers:
-    """Those of one process. Belongs to the producer's thread, but for `mailbox_for`.
+    """Those of one process.
+
+    Belongs to the producer's thread, but for `mailbox_for`. Who moves events on in
+    its place asks for `are_settled`, and calls `dispatch`.
 
     Args:
         settings: sizes and policies.
         registry: the subscriptions; later ones are taken up as they come.
         ledger: knows where each consumer is counted.
+        new_post: makes what an idle consumer waits at; None is its mailbox alone.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        ledger: Ledger,
+        new_post: Callable[[], Post] | None = None,
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._ledger = ledger
+        self._new_post = new_post
         self._losses: dict[str, Losses] = {}
         self._before: dict[str, Crew | Reader] = {}
         #: Whether a consumer starts with its first event only, not at once.
@@ -93,7 +105,8 @@ class Consumers:
             before = None
         elif before.has_given_up:
             return before  # for good: it only counts what it doesn't get
-        crew = Crew(subscription, self.mailbox_for(subscription), before)
+        post = None if self._new_post is None else self._new_post()
+        crew = Crew(subscription, self.mailbox_for(subscription), before, post)
         if self.are_lazy:
             self._asleep.append(crew)
         else:
@@ -154,16 +167,33 @@ class Consumers:
 
     # Who gets what.
 
-    def dispatch(self, items: Sequence[Item], failed: Callable[[Item, Exception], None]) -> None:
+    def are_settled(self) -> bool:
+        """Tell whether events need only be dispatched: nobody is to come, to go, or to be woken."""
+        is_known = self._registry.subscriptions is self._known
+        return is_known and not (self._asleep or self._is_any_watched)
+
+    def dispatch(
+        self, items: Sequence[Item], failed: Callable[[Item, Exception], None]
+    ) -> set[str]:
         """Give events to everyone who wants them, in their order.
 
         Args:
             items: the events.
             failed: called with one that can't be given to anyone, and why.
+
+        Returns:
+            The consumers that lost an event by it: a full mailbox dropped one.
         """
         if self._are_batches_asked_for:
             items = _stamped(items)
-        losers = self._dispatcher.dispatch(items, failed)
+        return self._dispatcher.dispatch(items, failed)
+
+    def look_after(self, losers: Collection[str]) -> None:
+        """Do what a dispatch has made necessary.
+
+        Args:
+            losers: what it returned.
+        """
         with contextlib.suppress(Exception):  # a handler of the log may raise
             self._note_losses(losers)
             if self._asleep:

@@ -8,6 +8,7 @@ import threading
 from celery_broadcast.consumer_thread import ConsumerThread
 from celery_broadcast.counts import CANCELLED
 from celery_broadcast.dispatcher import Item
+from celery_broadcast.inbox import Post
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
 from celery_broadcast.restarts import Restarts
@@ -24,14 +25,19 @@ class Crew:
         subscription: what the consumer asks for.
         mailbox: where its events wait.
         before: the crew of the same subscription that a drain has stopped, if any.
+        post: where its thread waits while it is idle; None is its mailbox.
     """
 
     def __init__(
-        self, subscription: Subscription, mailbox: Mailbox[Item], before: Crew | None = None
+        self,
+        subscription: Subscription,
+        mailbox: Mailbox[Item],
+        before: Crew | None = None,
+        post: Post | None = None,
     ) -> None:
         self.subscription = subscription
         self.mailbox = mailbox
-        self._station = Station(subscription, mailbox)
+        self._station = Station(subscription, mailbox, post)
         if before is not None:
             self._station.rate_limit = before.rate_limit
         # Reentrant: a signal handler may cancel what it interrupted in its start.

@@ -165,7 +165,7 @@ class Life:
         self._station.settle_failed(work, error, is_crash=is_crash)
         return is_crash
 
-    def _run_when_ready(self) -> bool:  # noqa: C901  # in one piece, for its speed
+    def _run_when_ready(self) -> bool:  # noqa: C901, PLR0912  # in one piece, for its speed
         """Handle what comes as `step` does, one event after the other, but faster.
 
         Returns:
@@ -174,8 +174,11 @@ class Life:
         Raises:
             BaseException: as `step`.
         """
-        mailbox = self._station.mailbox
-        mailbox.wait()
+        mailbox, post = self._station.mailbox, self._station.post
+        if post is None:
+            mailbox.wait()
+        else:
+            post.wait(mailbox)
         handle = self._handle_of_consumer()
         item: Item | None = None
         try:

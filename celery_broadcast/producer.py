@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Delivery, Item, delivery_of
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import Event, JobStarted
+from celery_broadcast.inbox import Inbox, Post
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import say_died
 from celery_broadcast.quiet_logs import keep_logs_quiet_in_forks
@@ -76,7 +77,7 @@ class _DrainRequest:
 
 
 _Request: TypeAlias = "_DrainRequest | partial[None]"
-_Inbox: TypeAlias = "queue.SimpleQueue[Item | _Request]"
+_Inbox: TypeAlias = "Inbox[Item | _Request]"
 
 _REQUESTS: frozenset[type] = frozenset({_DrainRequest, partial})
 
@@ -98,6 +99,10 @@ def _say_undelivered(item: Item, error: Exception) -> None:
     event = delivery_of(item).event
     with contextlib.suppress(Exception):  # a handler of the log may raise, and others wait
         logger.error("broadcast can't deliver %s; it is lost", event, exc_info=error)
+
+
+def _say_not_all_delivered(count: int, error: Exception) -> None:
+    logger.error("broadcast can't deliver all of %d events", count, exc_info=error)
 
 
 class Producer:
@@ -128,7 +133,12 @@ class Producer:
         Called in a forked child, before anything else runs there.
         """
         # All made through their modules, so that they are the patched ones under gevent.
-        self._inbox: _Inbox = queue.SimpleQueue()
+        self._inbox: _Inbox = Inbox()
+        # Held by the thread that takes from the inbox and moves on what it took: so
+        # events arrive in the order they were published. No code of the user runs then.
+        self._moving = threading.Lock()
+        # Whether an idle consumer may do so: only between the start of all and the drain.
+        self._is_serving = False
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._draining = threading.Lock()
@@ -137,7 +147,9 @@ class Producer:
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
         #: Those of this process, known to the producer's thread.
-        self.consumers: Consumers = Consumers(self._settings, self._registry, self.ledger)
+        self.consumers: Consumers = Consumers(
+            self._settings, self._registry, self.ledger, self._new_post
+        )
         self._stopping: tuple[Crew | Reader, ...] = ()
         self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
 
@@ -174,13 +186,14 @@ class Producer:
         number and the state of the consumers. Safe inside of a signal handler
         that interrupted another call of it.
         """
-        if self._inbox.qsize() >= self._inbox_size and self._refuse(delivery_of(item).event):
+        inbox = self._inbox
+        if len(inbox.items) >= self._inbox_size and self._refuse(delivery_of(item).event):
             self._say_told(item)
             return
         slots = self._slots
         if slots is not None and slots.mine is not None:
             slots.mine.count_published()
-        self._inbox.put(item)
+        inbox.put(item)
         if type(item) is Delivery and item.origin:
             self._is_more_to_drain = True
         if self._thread is None:
@@ -201,7 +214,7 @@ class Producer:
         self._ask(partial(say_died, pid, lost, not_offered))
 
     def _ask(self, request: partial[None]) -> None:
-        self._inbox.put(request)
+        self._inbox.put_for_producer(request)
         if self._thread is None:
             self._start()
 
@@ -219,7 +232,7 @@ class Producer:
         if timeout_seconds is None:
             timeout_seconds = self._settings.drain_timeout
         deadline = time.monotonic() + timeout_seconds
-        if self._thread is None and not self._inbox.empty():
+        if self._thread is None and self._inbox.items:
             self._start()  # there was no thread to be had, or it crashed
         if not self._draining.acquire(timeout=timeout_seconds):
             return Drained()  # another thread is at it, and says what is left
@@ -230,7 +243,7 @@ class Producer:
         finally:
             self._stopping = ()
             self._draining.release()
-            if self._thread is None and not self._inbox.empty():  # published while this waited
+            if self._thread is None and self._inbox.items:  # published while this waited
                 self._start()
 
     def stats(self) -> dict[str, ConsumerStats]:
@@ -273,7 +286,7 @@ class Producer:
     def _say_trouble(self, message: str, *, last: bool = False) -> None:
         """Log it, not once an event."""
         now = time.monotonic()
-        events = self._empty_inbox() if last else self._inbox.qsize()
+        events = self._empty_inbox() if last else len(self._inbox.items)
         self._trouble.add(1, now)
         if self._trouble.due_in(now) == 0.0:
             self._trouble.say(now)
@@ -306,7 +319,7 @@ class Producer:
             logger.critical("broadcast's thread crashed; the next event starts it", exc_info=True)
         finally:
             self._thread = None
-        if not self._inbox.empty():  # published after the drain was requested
+        if self._inbox.items:  # published after the drain was requested
             self._start()
 
     def _serve(self) -> None:
@@ -315,24 +328,24 @@ class Producer:
         try:
             self._serve_until_drained()
         finally:
+            self._is_serving = False
             hands.reset(before)
 
     def _serve_until_drained(self) -> None:
         self.consumers.take_up()
         self._say_started()
+        self._is_serving = True
         request: _Request | None = None
         while not isinstance(request, _DrainRequest):
-            request = None  # or it would live on with what it is about; and so would the items
-            items, request = self._next_items()
-            try:
-                self._deliver(items)
-            except Exception:
-                logger.exception("broadcast can't deliver all of %d events", len(items))
-            del items
+            request = None  # or it would live on with what it is about
+            self._wait_for_items()
+            request = self._move_next()
             if isinstance(request, partial):
                 self._do(request)
-        self._count_refused()
-        self._stopping = self.consumers.stop()
+        with self._moving:
+            self._is_serving = False
+            self._count_refused()
+            self._stopping = self.consumers.stop()
         request.reached.set()
 
     def _do(self, request: partial[None]) -> None:
@@ -341,13 +354,42 @@ class Producer:
         except Exception:
             logger.exception("broadcast can't do %s", request)
 
-    def _deliver(self, items: list[Item]) -> None:
-        if self._refused:
-            self._count_refused()  # first: who subscribes now has not missed it
-        self.consumers.take_up()
+    def _wait_for_items(self) -> None:
+        """Wait until there is something; do meanwhile what it is time for."""
+        while not self._inbox.items:
+            due_at = self.consumers.due_at
+            if due_at is None:
+                self._inbox.wait()
+                continue
+            wait_seconds = due_at - time.monotonic()
+            if wait_seconds > 0.0:
+                self._inbox.wait(wait_seconds)
+                continue
+            with contextlib.suppress(Exception):  # a handler of the log may raise
+                self.consumers.do_what_is_due(time.monotonic())
+
+    def _move_next(self) -> _Request | None:
+        """Move on the next events, up to the first request, which is returned."""
+        with self._moving:
+            items, request = self._next_items()
+            if self._refused:
+                self._count_refused()  # first: who subscribes now has not missed it
+            try:
+                self.consumers.take_up()
+                losers = self._deliver(items, _say_undelivered)
+            except Exception as error:  # noqa: BLE001  # said
+                _say_not_all_delivered(len(items), error)
+                return request
+        self.consumers.look_after(losers)
+        return request
+
+    def _deliver(
+        self, items: list[Item], failed: Callable[[Item, Exception], None]
+    ) -> AbstractSet[str]:
+        """Put events into the mailboxes; return the consumers that lost one by it."""
         opened = [self._open(item) if type(item) is Delivery else item for item in items]
         try:
-            self.consumers.dispatch(opened, _say_undelivered)
+            return self.consumers.dispatch(opened, failed)
         finally:
             self._count_dispatched(len(items))
 
@@ -384,15 +426,18 @@ class Producer:
         notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
 
     def _next_items(self) -> tuple[list[Item], _Request | None]:
-        """Wait for the next item; take what else is there, up to the first request.
+        """Take what is there, up to the first request.
 
         Returns:
             Events, those that were put twice once, and the request behind them.
         """
         items: list[Item] = []
-        item = self._next_item()
-        more = min(self._inbox.qsize(), _MOST_AT_ONCE)
-        while True:
+        inbox = self._inbox.items
+        for _ in range(min(len(inbox), _MOST_AT_ONCE)):
+            try:
+                item = inbox.popleft()
+            except IndexError:  # a drain that gave up has emptied it
+                break
             if type(item) in _REQUESTS:
                 return items, item  # type: ignore[return-value]  # as just seen
             if type(item) is not Delivery:
@@ -402,29 +447,7 @@ class Producer:
             else:
                 item.taken = True
                 items.append(item)
-            if not more:
-                return items, None
-            more -= 1
-            try:
-                item = self._inbox.get_nowait()
-            except queue.Empty:  # a drain that gave up has emptied it
-                return items, None
-
-    def _next_item(self) -> Item | _Request:
-        """Wait for the next item; do meanwhile what it is time for."""
-        while True:
-            due_at = self.consumers.due_at
-            if due_at is None:
-                return self._inbox.get()
-            wait_seconds = due_at - time.monotonic()
-            if wait_seconds <= 0.0:
-                with contextlib.suppress(Exception):  # a handler of the log may raise
-                    self.consumers.do_what_is_due(time.monotonic())
-                continue
-            try:
-                return self._inbox.get(timeout=wait_seconds)
-            except queue.Empty:
-                continue
+        return items, None
 
     def _count_refused(self) -> None:
         """Count what found the inbox full as dropped, for each consumer that wanted it."""
@@ -432,6 +455,42 @@ class Producer:
             refused, self._refused = self._refused, Counter()
         for kind, count in refused.items():
             self.consumers.refuse(kind, count, INBOX_FULL)
+
+    # On the thread of an idle consumer, which was woken in the place of the producer's.
+
+    def _new_post(self) -> Post:
+        return Post(self._inbox, self._move_on)
+
+    def _move_on(self) -> None:
+        """Move on the events that are there; leave all else to the producer's thread."""
+        if not self._moving.acquire(blocking=False):
+            return  # who has it looks again afterwards
+        try:
+            if self._is_serving and not self._refused and self.consumers.are_settled():
+                self._move_events()
+        finally:
+            self._moving.release()
+        if self._inbox.items:
+            self._inbox.bell.ring()
+
+    def _move_events(self) -> None:
+        items, request = self._next_items()
+        if request is not None:
+            self._inbox.items.appendleft(request)
+        try:
+            losers = self._deliver(items, self._leave_undelivered)
+        except Exception as error:  # noqa: BLE001  # it is none of the consumer's
+            self._leave(partial(_say_not_all_delivered, len(items), error))
+        else:
+            if losers:
+                self._leave(partial(self.consumers.look_after, losers))
+
+    def _leave_undelivered(self, item: Item, error: Exception) -> None:
+        self._leave(partial(_say_undelivered, item, error))
+
+    def _leave(self, request: partial[None]) -> None:
+        """Leave it to the producer's thread, before all else: it may be about to stop."""
+        self._inbox.items.appendleft(request)
 
     # On the thread that drains.
 
@@ -458,13 +517,13 @@ class Producer:
     def _drain(self, deadline: float) -> Drained:
         started = time.monotonic()
         # It crashed if there is still somebody; else there was no event since the last drain.
-        if self._thread is None and self._inbox.empty() and not self.consumers.all():
+        if self._thread is None and not self._inbox.items and not self.consumers.all():
             self.consumers.end_streams()
             return Drained()
         handled_before = self._handled()
         left: Counter[str] = Counter()
         request = _DrainRequest()
-        self._inbox.put(request)
+        self._inbox.put_for_producer(request)
         if self._thread is None and not request.reached.is_set():
             self._serve()  # no thread was to be had: then it is done here
         grace = started + _GRACE_SECONDS
@@ -488,15 +547,15 @@ class Producer:
             How many events each consumer lost.
         """
         left: Counter[str] = Counter()
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(IndexError):
             while True:
-                item = self._inbox.get_nowait()
+                item = self._inbox.items.popleft()
                 if isinstance(item, Item):
                     self._say_told(item)
                     kind = kind_of(delivery_of(item).event)
                     left.update(self.consumers.refuse(kind, 1, DRAIN_TIMEOUT))
                     self._count_dispatched()
-        self._inbox.put(request)  # for the thread, when it goes on
+        self._inbox.put_for_producer(request)  # for the thread, when it goes on
         logger.error("broadcast can't stop its thread: some receiver of a notice doesn't return")
         return left
 
@@ -525,6 +584,6 @@ class Producer:
         count = 0
         while True:
             try:
-                count += isinstance(self._inbox.get_nowait(), Item)
-            except queue.Empty:
+                count += isinstance(self._inbox.items.popleft(), Item)
+            except IndexError:
                 return count

@@ -16,6 +16,7 @@ from celery_broadcast.calls import Call, Calls
 from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.failures import Failures
+from celery_broadcast.inbox import Post
 from celery_broadcast.intake import Intake, Work
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
@@ -36,10 +37,14 @@ class NotBegunError(BaseException):
 class Station:
     """Belongs to one consumer of one process; every thread of it may use all of it."""
 
-    def __init__(self, subscription: Subscription, mailbox: Mailbox[Item]) -> None:
+    def __init__(
+        self, subscription: Subscription, mailbox: Mailbox[Item], post: Post | None = None
+    ) -> None:
         self.subscription = subscription
         self.name: str = subscription.name
         self.mailbox = mailbox
+        #: Where its thread waits if it has one, and nothing else to do; None is its mailbox.
+        self.post: Post | None = post
         self.failures: Failures = Failures(self.name)
         self.intake: Intake = Intake(
             mailbox,

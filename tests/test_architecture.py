@@ -46,6 +46,7 @@ MAY_IMPORT = {
     },
     "greenlets": {"errors", "subscription"},
     # From the producer to the consumers.
+    "inbox": set(),
     "mailbox": {"counts", "switch"},
     "dispatcher": {"events", "mailbox", "selection"},
     "losses": {"counts", "notices", "throttle"},
@@ -53,8 +54,8 @@ MAY_IMPORT = {
     "calls": {"failures", "notices"},
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
-        *("calls", "dispatcher", "django_connections", "errors", "failures", "intake", "mailbox"),
-        *("rate_limit", "restarts", "stacks", "subscription"),
+        *("calls", "dispatcher", "django_connections", "errors", "failures", "inbox", "intake"),
+        *("mailbox", "rate_limit", "restarts", "stacks", "subscription"),
     },
     "life": {
         *("counts", "consumer", "dispatcher", "django_connections", "intake", "notices", "station"),
@@ -76,19 +77,19 @@ MAY_IMPORT = {
         *("counts", "django_connections", "life", "notices", "restarts", "station", "waiting"),
     },
     "crew": {
-        *("consumer_thread", "counts", "dispatcher", "mailbox", "rate_limit", "restarts"),
-        *("station", "subscription"),
+        *("consumer_thread", "counts", "dispatcher", "inbox", "mailbox", "rate_limit"),
+        *("restarts", "station", "subscription"),
     },
     "reader": {
         *("counts", "dispatcher", "fork", "mailbox", "station", "subscription", "waiting"),
     },
     "consumers": {
-        *("counts", "crew", "dispatcher", "ledger", "losses", "mailbox", "reader", "selection"),
-        *("settings", "subscription"),
+        *("counts", "crew", "dispatcher", "inbox", "ledger", "losses", "mailbox", "reader"),
+        *("selection", "settings", "subscription"),
     },
     "producer": {
-        *("consumers", "counts", "crew", "dispatcher", "errors", "events", "fork", "ledger"),
-        *("losses", "notices", "quiet_logs", "reader", "selection", "settings", "slots"),
+        *("consumers", "counts", "crew", "dispatcher", "errors", "events", "fork", "inbox"),
+        *("ledger", "losses", "notices", "quiet_logs", "reader", "selection", "settings", "slots"),
         *("station", "subscription", "throttle", "waiting"),
     },
     # What has started and not ended, whatever dies.

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -295,6 +296,110 @@ def test_a_drain_inside_a_consumer_is_refused(make_producer: MakeProducer) -> No
     producer.drain()
 
     assert "The consumer store can't drain the broadcast" in str(errors[0])
+
+
+def wait_for_front(producer: Producer) -> None:
+    """Wait until an idle consumer is woken in the place of the producer's thread."""
+    inbox = producer._inbox
+    wait_until(lambda: inbox._front is not inbox.bell and inbox._front.is_awaited)
+
+
+def test_an_idle_consumer_gets_its_events_while_the_producer_is_held(
+    make_producer: MakeProducer,
+) -> None:
+    recorder, receiver = Recorder(), HeldReceiver()
+    producer = make_producer(subscribe(recorder, "store"))
+    with notices.attempt_lost.connected_to(receiver):
+        producer.announce(notices.attempt_lost, event=None)
+        assert receiver.held.wait(10.0)
+        for event in numbered(3):
+            wait_for_front(producer)
+            producer.notify(event)
+
+        assert recorder.wait_for(3) == numbered(3)
+        receiver.freed.set()
+
+
+def test_an_idle_consumer_moves_on_also_what_others_are_to_have(
+    make_producer: MakeProducer,
+) -> None:
+    idle, failures, seen = Recorder(), Recorder(), Recorder()
+    producer = make_producer(
+        subscribe(idle, "idle"),
+        subscribe(failures, "failures", events=(JobFailed,)),
+        subscribe(seen, "seen", selector=bool),
+    )
+    events = [make_event(JobFailed if n % 2 else JobStarted, task_id=str(n)) for n in range(40)]
+    producer.notify(events[0])
+    for event in events[1:]:
+        wait_for_front(producer)
+        producer.notify(event)
+    producer.drain()
+
+    assert idle.events == seen.events == events
+    assert failures.events == events[1::2]
+
+
+def test_no_wake_is_lost_however_many_publish_and_fall_asleep(make_producer: MakeProducer) -> None:
+    recorders = [Recorder() for _ in range(3)]
+    producer = make_producer(
+        *(subscribe(each, f"store-{number}") for number, each in enumerate(recorders))
+    )
+
+    def publish(publisher: int) -> None:
+        for number in range(300):
+            producer.notify(make_event(JobFinished, task_id=f"{publisher}-{number}"))
+            if number % (5 + publisher) == 0:  # so that all consumers are idle now and then
+                wait_until(lambda: all(each.pending == 0 for each in producer.stats().values()))
+
+    with ThreadPoolExecutor(max_workers=2) as publishers:
+        list(publishers.map(publish, range(2)))
+
+    wait_until(lambda: all(each.handled == 600 for each in producer.stats().values()))
+    assert recorders[0].task_ids == recorders[1].task_ids == recorders[2].task_ids
+
+
+def test_what_is_lost_while_an_idle_consumer_moves_events_on_is_noticed(
+    make_producer: MakeProducer,
+) -> None:
+    told: list[int] = []
+
+    def hear(consumer: str, *, count: int, reason: str) -> None:
+        told.append(count)
+
+    recorder, stuck = Recorder(), StuckConsumer()
+    producer = make_producer(
+        subscribe(recorder, "store"), subscribe(stuck, "stuck"), mailbox_size=1
+    )
+    with notices.events_dropped.connected_to(hear):
+        producer.notify(make_event(JobFinished))
+        assert stuck.stuck.wait(10.0)
+        for count in range(2, 6):
+            wait_for_front(producer)
+            producer.notify(make_event(JobFinished))
+            recorder.wait_for(count)
+        stuck.freed.set()
+        producer.drain()
+
+    assert sum(told) == producer.stats()["stuck"].dropped[MAILBOX_FULL] == 3
+
+
+def test_what_an_idle_consumer_can_not_move_on_is_said_and_hurts_it_in_nothing(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store", tasks=("shop.*",)))
+    producer.notify(make_event(JobFinished))
+    recorder.wait_for(1)
+    wait_for_front(producer)
+
+    producer.notify(make_event(JobFinished, queue=["no queue has such a name"]))
+    producer.notify(make_event(JobFinished, task_id="next"))
+
+    assert recorder.wait_for(2)[1].task_id == "next"
+    producer.drain()
+    assert "can't deliver" in caplog.text
+    assert producer.stats()["store"].failed == 0
 
 
 def test_a_stuck_consumer_costs_at_most_its_own_mailbox(make_producer: MakeProducer) -> None:
@@ -628,7 +733,7 @@ def test_a_drain_whose_request_is_served_at_once_waits_for_nothing_more(
     producer = make_producer(subscribe(recorder, "store"))
     producer.notify(make_event(JobFinished))
     recorder.wait_for(1)
-    put = producer._inbox.put
+    put = producer._inbox.put_for_producer
 
     class Inbox:
         """Lets the producer's thread end before whoever requested that goes on."""
@@ -636,7 +741,7 @@ def test_a_drain_whose_request_is_served_at_once_waits_for_nothing_more(
         def __getattr__(self, name: str) -> object:
             return getattr(inbox, name)
 
-        def put(self, item: object) -> None:
+        def put_for_producer(self, item: object) -> None:
             put(item)  # type: ignore[arg-type]
             wait_until(lambda: producer._thread is None)
 
@@ -776,7 +881,7 @@ def test_a_soft_time_limit_goes_through_a_drain_that_waits_for_the_producer(
         for event in numbered(3):
             producer.notify(event)
         assert receiver.held.wait(10)
-        watcher = strike_once(lambda: producer._inbox.qsize() > 3)
+        watcher = strike_once(lambda: len(producer._inbox.items) > 3)
         with pytest.raises(TimeoutError):
             producer.drain(60.0)
         watcher.join()

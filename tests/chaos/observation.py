@@ -9,6 +9,8 @@ on the process may die, and no other one has an end to tell.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 from celery_broadcast.dispatcher import Item, delivery_of
 from celery_broadcast.events import JobEnded, JobEvent
@@ -21,7 +23,9 @@ def observe(pen: Pen) -> None:
     deliver = Producer._deliver
 
     @functools.wraps(deliver)
-    def deliver_and_say_so(self: Producer, items: list[Item]) -> None:
+    def deliver_and_say_so(
+        self: Producer, items: list[Item], failed: Callable[[Item, Exception], None]
+    ) -> AbstractSet[str]:
         events = [delivery_of(item).event for item in items]
         for event in events:
             assert isinstance(event, JobEvent)  # its app has no others
@@ -34,7 +38,7 @@ def observe(pen: Pen) -> None:
                     started_at=event.started_at,
                 )
             )
-        deliver(self, items)
+        losers = deliver(self, items, failed)
         for event in events:
             if isinstance(event, JobEnded):
                 pen.write(
@@ -45,5 +49,6 @@ def observe(pen: Pen) -> None:
                         started_at=event.started_at,
                     )
                 )
+        return losers
 
     Producer._deliver = deliver_and_say_so  # type: ignore[method-assign]

@@ -1,0 +1,142 @@
+"""What was published and has not been moved on, and which thread is woken for it."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Bell:
+    """Wakes the one thread that waits for it; who rings never waits.
+
+    It loses no wake: who is about to wait says so, and looks then whether there is
+    anything to do; who has something to be done leaves it, and looks then whether
+    the bell is awaited. Only who waits changes that. So at worst it rings once
+    too often.
+    """
+
+    def __init__(self) -> None:
+        # Made through the module, so that it is the patched one under gevent.
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+        #: Whether somebody waits, or is about to.
+        self.is_awaited: bool = False
+
+    def ring(self) -> None:
+        """Wake who waits, or is about to. On any thread."""
+        if self.is_awaited:
+            self._rings.put(None)
+
+    def be_about_to_wait(self) -> None:
+        """Have it ring from now on."""
+        while not self._rings.empty():  # several rang the last time
+            self._rings.get()
+        self.is_awaited = True
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it rings, after `be_about_to_wait`.
+
+        Args:
+            seconds: how long at most; None is without a limit.
+        """
+        try:
+            if seconds is None:
+                self._rings.get()
+            else:
+                self._rings.get(timeout=seconds)
+        except queue.Empty:
+            pass
+        finally:
+            self.is_awaited = False
+
+
+class Inbox(Generic[T]):
+    """Where all threads of a process publish.
+
+    Belongs to the producer's thread, which is woken for what comes. But an idle
+    consumer's thread may come to the front, and be woken in its place: then an
+    event reaches it with one change of threads, not with two.
+
+    Attributes:
+        items: what waits, the oldest first.
+        bell: of the producer's thread.
+    """
+
+    def __init__(self) -> None:
+        self.items: deque[T] = deque()
+        self.bell: Bell = Bell()
+        self._front = self.bell
+
+    def put(self, item: T) -> None:
+        """Add an item, and wake one thread for it. On any thread; never waits.
+
+        Safe inside of a signal handler that interrupted another call of it.
+        """
+        try:
+            self.items.append(item)
+        finally:  # whatever struck this thread meanwhile
+            self._front.ring()
+
+    def put_for_producer(self, item: T) -> None:
+        """Add an item that is the affair of the producer's thread alone, and wake that."""
+        self.items.append(item)
+        self.bell.ring()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until something is there, for so many seconds at most. On the producer's thread."""
+        self.bell.be_about_to_wait()
+        self.bell.wait(0.0 if self.items else seconds)
+
+    def come_to_front(self, bell: Bell) -> None:
+        """Ring this bell for what comes, unless another is at the front."""
+        if self._front is self.bell:
+            self._front = bell
+
+    def step_back(self, bell: Bell) -> None:
+        """Ring the producer's bell again. Who steps back looks then what has come."""
+        if self._front is bell:
+            self._front = self.bell
+
+
+class Waits(Protocol):
+    """A mailbox, as far as somebody waits for it."""
+
+    def is_ready(self) -> bool:
+        """Tell whether there is something to do."""
+
+    def call_when_ready(self, function: Callable[[], None]) -> None:
+        """Call it once there is."""
+
+
+class Post:
+    """Where an idle consumer waits: for its mailbox, and in front of the inbox.
+
+    Belongs to the one thread of a consumer.
+
+    Args:
+        inbox: what it waits in front of.
+        move_on: puts what is there into the mailboxes, on the present thread, or
+            has the producer's thread do it. Runs none of the user's code.
+    """
+
+    def __init__(self, inbox: Inbox[T], move_on: Callable[[], None]) -> None:
+        self._inbox = inbox
+        self._move_on = move_on
+        self._bell = Bell()
+
+    def wait(self, mailbox: Waits) -> None:
+        """Wait until the mailbox is ready, and move on what comes meanwhile."""
+        inbox, bell = self._inbox, self._bell
+        while not mailbox.is_ready():
+            bell.be_about_to_wait()
+            mailbox.call_when_ready(bell.ring)
+            inbox.come_to_front(bell)
+            try:
+                bell.wait()
+            finally:
+                inbox.step_back(bell)
+            if inbox.items:
+                self._move_on()

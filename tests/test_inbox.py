@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from nodes.deadline import wait_until
+
+from celery_broadcast.inbox import Bell, Inbox, Post
+from celery_broadcast.mailbox import Mailbox
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_bell_that_rings_before_the_wait_is_heard() -> None:
+    bell = Bell()
+
+    bell.be_about_to_wait()
+    bell.ring()
+    bell.wait()
+
+    assert not bell.is_awaited
+
+
+def test_a_bell_that_nobody_awaits_leaves_nothing_for_the_next_wait() -> None:
+    bell = Bell()
+
+    bell.ring()
+    bell.be_about_to_wait()
+    bell.wait(0.0)  # for what rang before, it would not have to
+    bell.be_about_to_wait()
+    for _ in range(3):
+        bell.ring()
+    bell.wait()
+    bell.be_about_to_wait()
+
+    waiting = in_thread(bell.wait)
+    assert waiting.is_alive()
+    bell.ring()
+    waiting.join(10.0)
+    assert not waiting.is_alive()
+
+
+def test_what_is_put_wakes_the_producer() -> None:
+    inbox = Inbox[int]()
+    waiting = in_thread(inbox.wait)
+    wait_until(lambda: inbox.bell.is_awaited)
+
+    inbox.put(1)
+
+    waiting.join(10.0)
+    assert list(inbox.items) == [1]
+
+
+def test_who_finds_something_in_the_inbox_does_not_wait() -> None:
+    inbox = Inbox[int]()
+    inbox.put(1)
+
+    inbox.wait()
+
+
+def test_what_is_put_wakes_who_is_at_the_front_in_the_place_of_the_producer() -> None:
+    inbox, bell = Inbox[int](), Bell()
+    inbox.bell.be_about_to_wait()
+    bell.be_about_to_wait()
+    inbox.come_to_front(bell)
+
+    inbox.put(1)
+
+    bell.wait()
+    waiting = in_thread(inbox.bell.wait)
+    assert waiting.is_alive()
+    inbox.put_for_producer(2)
+    waiting.join(10.0)
+    assert not waiting.is_alive()
+
+
+def test_only_one_is_at_the_front_and_who_is_not_can_not_step_back() -> None:
+    inbox, first, second = Inbox[int](), Bell(), Bell()
+    for bell in (inbox.bell, first, second):
+        bell.be_about_to_wait()
+    inbox.come_to_front(first)
+    inbox.come_to_front(second)
+    inbox.step_back(second)
+
+    inbox.put(1)
+
+    first.wait()
+    inbox.step_back(first)
+    inbox.put(2)
+    inbox.bell.wait()
+    assert second.is_awaited
+
+
+def test_an_item_wakes_also_if_something_strikes_as_it_is_put() -> None:
+    inbox = Inbox[int]()
+
+    class Items:
+        def append(self, _: int) -> None:
+            raise TimeoutError
+
+    inbox.items = Items()  # type: ignore[assignment]
+    inbox.bell.be_about_to_wait()
+
+    with pytest.raises(TimeoutError):
+        inbox.put(1)
+
+    inbox.bell.wait()
+
+
+def test_who_is_at_its_post_moves_on_what_comes_until_its_mailbox_is_ready() -> None:
+    inbox, mailbox = Inbox[int](), Mailbox[int](size=10)
+
+    def move_on() -> None:
+        item = inbox.items.popleft()
+        if item > 1:
+            mailbox.put(item)
+
+    post = Post(inbox, move_on)
+    waiting = in_thread(lambda: post.wait(mailbox))
+
+    for item in (0, 1):
+        inbox.put(item)
+        wait_until(lambda: not inbox.items)
+        assert waiting.is_alive()
+    inbox.put(2)
+
+    waiting.join(10.0)
+    assert mailbox.take(1) == [2]
+    inbox.bell.be_about_to_wait()
+    inbox.put(3)  # it has left its post
+    inbox.bell.wait()
+
+
+@pytest.mark.parametrize("turn", [lambda mailbox: mailbox.put(1), Mailbox.close])
+def test_who_is_at_its_post_hears_also_of_its_mailbox(turn: Callable[[Mailbox[int]], None]) -> None:
+    inbox, mailbox = Inbox[int](), Mailbox[int](size=10)
+    post = Post(inbox, lambda: None)
+    waiting = in_thread(lambda: post.wait(mailbox))
+
+    turn(mailbox)
+
+    waiting.join(10.0)
+    assert not waiting.is_alive()
