@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer, FunctionConsumer
@@ -31,6 +31,8 @@ A = TypeVar("A")
 C = TypeVar("C", bound=type[Consumer])
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from typing_extensions import TypedDict, Unpack
 
     from celery_broadcast.retry import Retry
@@ -57,14 +59,13 @@ if TYPE_CHECKING:
         stuck_after: float | None
         restart: Restart | None
 
+    class Decorator(Protocol[A]):
+        """Declares what it decorates and gives it back untouched."""
 
-class Decorator(Protocol[A]):
-    """Declares what it decorates and gives it back untouched."""
-
-    @overload
-    def __call__(self, consumer: C, /) -> C: ...
-    @overload
-    def __call__(self, consumer: Callable[[A], R], /) -> Callable[[A], R]: ...
+        @overload
+        def __call__(self, consumer: C, /) -> C: ...
+        @overload
+        def __call__(self, consumer: Callable[[A], R], /) -> Callable[[A], R]: ...
 
 
 # Two and three events have overloads of their own: of any number of types mypy

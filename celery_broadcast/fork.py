@@ -11,27 +11,22 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from celery_broadcast import quiet_logs  # noqa: F401  # registers for forks before this one
 
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Forgetful(Protocol):
+        """Something that a forked child starts anew."""
+
+        def forget(self) -> None:
+            """Replace every lock, queue and thread; called in the child, alone there."""
+
+
 logger: logging.Logger = logging.getLogger(__name__)
-
-
-class Forgetful(Protocol):
-    """Something that a forked child starts anew."""
-
-    def forget(self) -> None:
-        """Replace every lock, queue and thread; called in the child, alone there."""
-
-
-@runtime_checkable
-class Preparing(Protocol):
-    """Something that also gets ready for the child."""
-
-    def before_fork(self) -> None:
-        """Get ready; called in the parent, on the thread that is about to fork."""
 
 
 # A plain set, since it is copied at once, whatever another thread adds meanwhile: a
@@ -42,7 +37,8 @@ _forgetful: set[weakref.ref[Forgetful]] = set()
 def starts_clean(instance: Forgetful) -> None:
     """Have `instance.forget()` called in every child that is forked from now on.
 
-    And `instance.before_fork()`, if it has that, in the parent before.
+    And `instance.before_fork()`, if it has that, in the parent before, on the
+    thread that is about to fork.
     """
     _forgetful.add(weakref.ref(instance, _forgetful.discard))
 
@@ -54,9 +50,10 @@ def _all() -> list[Forgetful]:
 
 def _prepare_all() -> None:
     for instance in _all():
-        if isinstance(instance, Preparing):
+        before_fork: Callable[[], None] | None = getattr(instance, "before_fork", None)
+        if before_fork is not None:
             with _others_going_on():
-                instance.before_fork()
+                before_fork()
 
 
 def _forget_all() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from celery_broadcast.mailbox import Mailbox
 
 T = TypeVar("T")
 
@@ -101,16 +104,6 @@ class Inbox(Generic[T]):
             self._front = self.bell
 
 
-class Waits(Protocol):
-    """A mailbox, as far as somebody waits for it."""
-
-    def is_ready(self) -> bool:
-        """Tell whether there is something to do."""
-
-    def call_when_ready(self, function: Callable[[], None]) -> None:
-        """Call it once there is."""
-
-
 class Post:
     """Where an idle consumer waits: for its mailbox, and in front of the inbox.
 
@@ -127,7 +120,7 @@ class Post:
         self._move_on = move_on
         self._bell = Bell()
 
-    def wait(self, mailbox: Waits) -> None:
+    def wait(self, mailbox: Mailbox[Any]) -> None:
         """Wait until the mailbox is ready, and move on what comes meanwhile."""
         inbox, bell = self._inbox, self._bell
         while not mailbox.is_ready():

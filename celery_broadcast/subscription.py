@@ -17,10 +17,11 @@ from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.restarts import Restart
 from celery_broadcast.selection import Selection
 from celery_broadcast.settings import check_seconds
-from celery_broadcast.switch import Live, Switch
+from celery_broadcast.switch import Switch
 
 if TYPE_CHECKING:
     from celery_broadcast.retry import Retry
+    from celery_broadcast.switch import Live
 
 #: Stands for "as `broadcast_mailbox_size` says", since None means no bound.
 FROM_SETTINGS = -1

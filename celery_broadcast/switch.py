@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from celery_broadcast import fork
 
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class Live(Protocol):
-    """The part of a subscription that runs in this process."""
+    class Live(Protocol):
+        """The part of a subscription that runs in this process."""
 
-    def wake(self) -> None:
-        """Look again: the switch was turned."""
+        def wake(self) -> None:
+            """Look again: the switch was turned."""
 
-    def stop(self) -> None:
-        """Let what waits be handled, and then be over; return at once."""
+        def stop(self) -> None:
+            """Let what waits be handled, and then be over; return at once."""
 
-    def cancel(self) -> None:
-        """Take no more events; return at once."""
+        def cancel(self) -> None:
+            """Take no more events; return at once."""
 
-    def finish(self, deadline: float) -> bool:
-        """Wait, after `cancel`, for all to be over until a time of the monotonic clock.
+        def finish(self, deadline: float) -> bool:
+            """Wait, after `cancel`, for all to be over until a time of the monotonic clock.
 
-        Returns:
-            Whether it is.
-        """
+            Returns:
+                Whether it is.
+            """
 
-    def is_over(self) -> bool:
-        """Tell whether nothing of it runs any more, so that no turn matters to it."""
+        def is_over(self) -> bool:
+            """Tell whether nothing of it runs any more, so that no turn matters to it."""
 
-    def is_in_these_hands(self) -> bool:
-        """Tell whether the present code is a part of it."""
+        def is_in_these_hands(self) -> bool:
+            """Tell whether the present code is a part of it."""
 
 
 class Switch:

@@ -119,7 +119,8 @@ MAY_IMPORT = {
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
 LOADED_LATER = {
     "options": {"retry"},
-    "subscription": {"retry"},
+    "subscription": {"retry", "switch"},
+    "inbox": {"mailbox"},
     "declaration": {"retry"},
     "streams": {"declaration", "producer"},
     "consumer_thread": {"async_life"},

@@ -374,6 +374,7 @@ def test_what_is_lost_while_an_idle_consumer_moves_events_on_is_noticed(
     with notices.events_dropped.connected_to(hear):
         producer.notify(make_event(JobFinished))
         assert stuck.stuck.wait(10.0)
+        recorder.wait_for(1)
         for count in range(2, 6):
             wait_for_front(producer)
             producer.notify(make_event(JobFinished))
