@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from celery_broadcast.counts import DRAIN_TIMEOUT
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Dispatcher, Item, delivery_of
+from celery_broadcast.dispatcher import Dispatcher, Item, Route, delivery_of
 from celery_broadcast.inbox import Post
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import Losses
@@ -61,6 +61,8 @@ class Consumers:
         self._known: tuple[Subscription, ...] = ()
         self._dispatcher = Dispatcher()
         self._are_batches_asked_for = False
+        #: Where events go of which nothing but the type is to be known, as far as that is known.
+        self.routes_of_types: Mapping[type, Route] = {}
         self._is_any_watched = False
         self._loss_line_due_at: float | None = None
         self._look_due_at: float | None = None
@@ -84,6 +86,7 @@ class Consumers:
             return
         self._known = self._registry.subscriptions
         self._let_go()
+        dispatcher = self._dispatcher
         for subscription in self._known:
             name = subscription.name
             if name in self._here or subscription.switch.is_cancelled:
@@ -91,9 +94,10 @@ class Consumers:
             crew = self._new_crew(subscription)
             self._losses.setdefault(name, Losses(name))
             self._here[name] = crew
-            self._dispatcher.add(name, subscription.selection, crew.mailbox)
+            dispatcher.add(name, subscription.selection, crew.mailbox)
         here = self._here.values()
         self._are_batches_asked_for = any(crew.subscription.batch is not None for crew in here)
+        self.routes_of_types = {} if self._are_batches_asked_for else dispatcher.routes_of_types
         # Also of those that are leaving: the call in their hands may hang.
         self._is_any_watched = any(crew.subscription.stuck_after is not None for crew in self.all())
 

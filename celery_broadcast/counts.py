@@ -65,7 +65,7 @@ class ConsumerStats(msgspec.Struct, frozen=True, kw_only=True):
 #: Where it is counted: in an array of this process, or in memory that others can read.
 Numbers: TypeAlias = "array[int] | memoryview"
 
-_OFFERED, _HANDLED, _DECLINED, _FAILED, _FIRST_DROP = range(5)
+OFFERED, _HANDLED, _DECLINED, _FAILED, _FIRST_DROP = range(5)
 
 #: How many numbers a consumer has.
 LENGTH = _FIRST_DROP + len(DROP_REASONS)
@@ -98,7 +98,7 @@ class Counts:
 
     def offer(self, count: int = 1) -> None:
         """Count events that it wants."""
-        self.numbers[_OFFERED] += count
+        self.numbers[OFFERED] += count
 
     def settle(self, handled: int, declined: int, failed: int) -> None:
         """Count events that it is done with; `declined` ones are handled too."""
@@ -123,7 +123,7 @@ class Counts:
         *numbers, in_runs = self.numbers.tolist()[: LENGTH + 1]
         numbers[_HANDLED] += in_runs
         # Last, so that never more are done with than were offered.
-        numbers[_OFFERED] = self.numbers[_OFFERED]
+        numbers[OFFERED] = self.numbers[OFFERED]
         return numbers, in_runs
 
     def stats(self, pending: int | None = None) -> ConsumerStats:
@@ -139,7 +139,7 @@ def stats_of(numbers: list[int], pending: int | None = None) -> ConsumerStats:
     """Return numbers by name; `pending` is as in `Counts.stats`."""
     drops = zip(DROP_REASONS, numbers[_FIRST_DROP:], strict=True)
     return ConsumerStats(
-        offered=numbers[_OFFERED],
+        offered=numbers[OFFERED],
         handled=numbers[_HANDLED],
         declined=numbers[_DECLINED],
         failed=numbers[_FAILED],
@@ -151,7 +151,7 @@ def stats_of(numbers: list[int], pending: int | None = None) -> ConsumerStats:
 def pending_of(numbers: list[int]) -> int:
     """Return how many of the offered events are not accounted for."""
     settled = numbers[_HANDLED] + numbers[_FAILED] + sum(numbers[_FIRST_DROP:])
-    return max(0, numbers[_OFFERED] - settled)
+    return max(0, numbers[OFFERED] - settled)
 
 
 def drop_pending(numbers: list[int], reason: str) -> list[int]:

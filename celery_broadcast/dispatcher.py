@@ -61,8 +61,8 @@ class Dispatcher:
         # One object for each: those of one run of events are told by it.
         self._routes: dict[Route, Route] = {}
         self._routes_of_kinds: dict[Kind, Route] = {}
-        # Only while nobody looks at more than that of an event.
-        self._routes_of_types: dict[type, Route] = {}
+        #: Those that are known; none while somebody looks at more than the type of an event.
+        self.routes_of_types: dict[type, Route] = {}
         self._do_types_suffice = True
 
     def add(self, consumer: str, selection: Selection, mailbox: Mailbox[Item]) -> None:
@@ -89,9 +89,9 @@ class Dispatcher:
         """
         losers: set[str] = set()
         if len(items) == 1:
-            only = self._routes_of_types.get(type(items[0]))
+            only = self.routes_of_types.get(type(items[0]))
         else:
-            routes = {self._routes_of_types.get(each) for each in set(map(type, items))}
+            routes = {self.routes_of_types.get(each) for each in set(map(type, items))}
             only = routes.pop() if len(routes) == 1 else None
         if only is not None:
             _put_all(items, only, losers)
@@ -124,7 +124,7 @@ class Dispatcher:
 
     def _forget_routes(self) -> None:
         self._routes_of_kinds.clear()
-        self._routes_of_types.clear()
+        self.routes_of_types.clear()
         self._routes.clear()
         selections = [selection for selection, _ in self._mailboxes.values()]
         self._do_types_suffice = all(selection.is_of_types for selection in selections)
@@ -138,11 +138,11 @@ class Dispatcher:
         return route
 
     def _route_of_event(self, event: Event) -> Route:
-        route = self._routes_of_types.get(type(event))
+        route = self.routes_of_types.get(type(event))
         if route is None:
             route = self._route_of_kind(kind_of(event))
             if self._do_types_suffice:
-                self._routes_of_types[type(event)] = route
+                self.routes_of_types[type(event)] = route
         return route
 
     def _route_of_kind(self, kind: Kind) -> Route:

@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-import queue
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from celery_broadcast.bell import Bell
 
 if TYPE_CHECKING:
     from celery_broadcast.mailbox import Mailbox
 
 T = TypeVar("T")
-
-
-class Bell:
-    """Wakes the one thread that waits for it; who rings never waits.
-
-    It loses no wake: who is about to wait says so, and looks then whether there is
-    anything to do; who has something to be done leaves it, and looks then whether
-    the bell is awaited. Only who waits changes that. So at worst it rings once
-    too often.
-    """
-
-    def __init__(self) -> None:
-        # Made through the module, so that it is the patched one under gevent.
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
-        #: Whether somebody waits, or is about to.
-        self.is_awaited: bool = False
-
-    def ring(self) -> None:
-        """Wake who waits, or is about to. On any thread."""
-        if self.is_awaited:
-            self._rings.put(None)
-
-    def be_about_to_wait(self) -> None:
-        """Have it ring from now on."""
-        while not self._rings.empty():  # several rang the last time
-            self._rings.get()
-        self.is_awaited = True
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until it rings, after `be_about_to_wait`.
-
-        Args:
-            seconds: how long at most; None is without a limit.
-        """
-        try:
-            if seconds is None:
-                self._rings.get()
-            else:
-                self._rings.get(timeout=seconds)
-        except queue.Empty:
-            pass
-        finally:
-            self.is_awaited = False
 
 
 class Inbox(Generic[T]):
@@ -81,7 +39,9 @@ class Inbox(Generic[T]):
         try:
             self.items.append(item)
         finally:  # whatever struck this thread meanwhile
-            self._front.ring()
+            bell = self._front
+            if bell.is_awaited:  # as `ring` does: a call more is felt in the job's thread
+                bell.rings.put(None)
 
     def put_for_producer(self, item: T) -> None:
         """Add an item that is the affair of the producer's thread alone, and wake that."""
@@ -118,18 +78,18 @@ class Post:
     def __init__(self, inbox: Inbox[T], move_on: Callable[[], None]) -> None:
         self._inbox = inbox
         self._move_on = move_on
-        self._bell = Bell()
 
     def wait(self, mailbox: Mailbox[Any]) -> None:
-        """Wait until the mailbox is ready, and move on what comes meanwhile."""
-        inbox, bell = self._inbox, self._bell
-        while not mailbox.is_ready():
-            bell.be_about_to_wait()
-            mailbox.call_when_ready(bell.ring)
-            inbox.come_to_front(bell)
-            try:
-                bell.wait()
-            finally:
-                inbox.step_back(bell)
-            if inbox.items:
-                self._move_on()
+        """Wait until the mailbox may be ready; move on first what has come to the inbox."""
+        inbox, bell = self._inbox, mailbox.bell
+        bell.be_about_to_wait()
+        if mailbox.is_ready():
+            bell.is_awaited = False
+            return
+        inbox.come_to_front(bell)
+        try:
+            bell.wait()
+        finally:
+            inbox.step_back(bell)
+        if inbox.items:
+            self._move_on()

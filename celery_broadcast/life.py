@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 
@@ -179,12 +179,15 @@ class Life:
             mailbox.wait()
         else:
             post.wait(mailbox)
-        handle = self._handle_of_consumer()
+        try:
+            handle = self._consumer.handle  # type: ignore[union-attr]  # runs come after set_up
+        except BaseException:  # noqa: BLE001  # theirs; it is counted in the step
+            return False
         item: Item | None = None
         try:
-            run = None if handle is None else mailbox.begin_run()
-            if run is None or handle is None:
-                return False
+            run = mailbox.begin_run()
+            if run is None:
+                return not mailbox.is_ready()
             take, numbers, handled = run
             is_more_to_do = False
             while True:
@@ -215,14 +218,6 @@ class Life:
         else:
             mailbox.settle(handled=in_hand)
         return True
-
-    def _handle_of_consumer(self) -> Callable[[Any], object] | None:
-        """Return what is called with an event; None if that fails, as it then does in the step."""
-        assert self._consumer is not None  # noqa: S101  # runs come after set_up
-        try:
-            return self._consumer.handle
-        except BaseException:  # noqa: BLE001  # theirs
-            return None
 
     def _has_crashed_in_run(self, item: Item | None, error: BaseException) -> bool:
         in_hand = self._station.mailbox.end_run()

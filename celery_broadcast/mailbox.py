@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from celery_broadcast.bell import Bell
 from celery_broadcast.counts import (
     IN_RUNS,
     MAILBOX_FULL,
+    OFFERED,
     STOPPED,
     ConsumerStats,
     Counts,
@@ -65,6 +67,8 @@ class Mailbox(Generic[T]):
         self._closed_because: str | None = None
         self._at_least = 1  # so many events are worth waking whoever waits
         self._to_call: Callable[[], None] | None = None
+        #: Rings, while it is awaited, as soon as it is ready, or closed.
+        self.bell: Bell = Bell()
         self._lock = self._counts.lock
         # Made through the module, so that it is the patched one under gevent.
         self._changed = threading.Condition(self._lock)
@@ -97,7 +101,7 @@ class Mailbox(Generic[T]):
         dropped: Sequence[T] = ()
         refused = 0
         with self._lock:
-            self._counts.offer(count)
+            self._counts.numbers[OFFERED] += count
             if self._closed_because is not None:
                 self._counts.drop(count, self._closed_because)
                 return count
@@ -107,7 +111,7 @@ class Mailbox(Generic[T]):
                 items = items[refused:] if self._drop_oldest else items[: count - refused]
             self._stock += count - refused
             waiting.extend(items)
-            if len(waiting) >= self._at_least and not self._switch.is_paused:
+            if (self.bell.is_awaited or self._waiters or self._to_call) and self.is_ready():
                 self._ring()
             lost = len(dropped) + refused
         del dropped  # outside of the lock: what their finalizers do is their own affair
@@ -163,7 +167,9 @@ class Mailbox(Generic[T]):
         """
         with self._lock:
             self.is_interrupted = False  # before the switch is looked at
-            if not self._waiting or self.is_paused or self._counts.is_running:
+            if not self._waiting or self._counts.is_running:
+                return None
+            if self._switch.is_paused and self._closed_because is None:
                 return None
             waiting, numbers = self._waiting, self._counts.numbers
             self._stock, self._handled_before = len(waiting), numbers[IN_RUNS]
@@ -372,6 +378,7 @@ class Mailbox(Generic[T]):
 
     def _ring(self, *, all_of_them: bool = False) -> None:
         """Wake whoever waits."""
+        self.bell.ring()
         if self._waiters:
             self._changed.notify(self._waiters if all_of_them else 1)
         if self._to_call is not None:

@@ -20,7 +20,7 @@ from celery_broadcast import fork, notices
 from celery_broadcast.consumers import Consumers, finish
 from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, stats_of
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Delivery, Item, delivery_of
+from celery_broadcast.dispatcher import Delivery, Item, Route, delivery_of
 from celery_broadcast.errors import BroadcastError
 from celery_broadcast.events import Event, JobStarted
 from celery_broadcast.inbox import Inbox, Post
@@ -371,7 +371,7 @@ class Producer:
     def _move_next(self) -> _Request | None:
         """Move on the next events, up to the first request, which is returned."""
         with self._moving:
-            items, request = self._next_items()
+            items, request = self._next_items(len(self._inbox.items))
             if self._refused:
                 self._count_refused()  # first: who subscribes now has not missed it
             try:
@@ -425,15 +425,18 @@ class Producer:
             )
         notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
 
-    def _next_items(self) -> tuple[list[Item], _Request | None]:
+    def _next_items(self, count: int) -> tuple[list[Item], _Request | None]:
         """Take what is there, up to the first request.
+
+        Args:
+            count: how many are there.
 
         Returns:
             Events, those that were put twice once, and the request behind them.
         """
         items: list[Item] = []
         inbox = self._inbox.items
-        for _ in range(min(len(inbox), _MOST_AT_ONCE)):
+        for _ in range(min(count, _MOST_AT_ONCE)):
             try:
                 item = inbox.popleft()
             except IndexError:  # a drain that gave up has emptied it
@@ -466,15 +469,38 @@ class Producer:
         if not self._moving.acquire(blocking=False):
             return  # who has it looks again afterwards
         try:
+            inbox = self._inbox.items
+            # Before it is asked who is there: what comes later may be for who comes later.
+            count = len(inbox)
             if self._is_serving and not self._refused and self.consumers.are_settled():
-                self._move_events()
+                route = self.consumers.routes_of_types.get(type(inbox[0])) if count == 1 else None
+                if route is None:
+                    self._move_events(count)
+                else:
+                    self._move_event(inbox.popleft(), route)  # type: ignore[arg-type]
+        except IndexError:  # a drain that gave up has emptied it
+            pass
         finally:
             self._moving.release()
-        if self._inbox.items:
+        if inbox:
             self._inbox.bell.ring()
 
-    def _move_events(self) -> None:
-        items, request = self._next_items()
+    def _move_event(self, event: Event, route: Route) -> None:
+        """Do as `_move_events` for the one event of an idle process, with as little as can be.
+
+        All that is touched then has to come from far: nobody used it for so long.
+        """
+        losers: set[str] = set()
+        for name, mailbox in route:
+            if mailbox.put_all((event,)):
+                losers.add(name)
+        if self._slots is not None:
+            self._count_dispatched()
+        if losers:
+            self._leave(partial(self.consumers.look_after, losers))
+
+    def _move_events(self, count: int) -> None:
+        items, request = self._next_items(count)
         if request is not None:
             self._inbox.items.appendleft(request)
         try:

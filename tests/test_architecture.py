@@ -46,8 +46,9 @@ MAY_IMPORT = {
     },
     "greenlets": {"errors", "subscription"},
     # From the producer to the consumers.
-    "inbox": set(),
-    "mailbox": {"counts", "switch"},
+    "bell": set(),
+    "inbox": {"bell"},
+    "mailbox": {"bell", "counts", "switch"},
     "dispatcher": {"events", "mailbox", "selection"},
     "losses": {"counts", "notices", "throttle"},
     "failures": {"notices", "throttle"},

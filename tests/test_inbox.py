@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 from nodes.deadline import wait_until
 
-from celery_broadcast.inbox import Bell, Inbox, Post
+from celery_broadcast.bell import Bell
+from celery_broadcast.inbox import Inbox, Post
 from celery_broadcast.mailbox import Mailbox
 
 
@@ -121,7 +122,12 @@ def test_who_is_at_its_post_moves_on_what_comes_until_its_mailbox_is_ready() -> 
             mailbox.put(item)
 
     post = Post(inbox, move_on)
-    waiting = in_thread(lambda: post.wait(mailbox))
+
+    def wait() -> None:
+        while not mailbox.is_ready():
+            post.wait(mailbox)
+
+    waiting = in_thread(wait)
 
     for item in (0, 1):
         inbox.put(item)
