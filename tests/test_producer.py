@@ -687,11 +687,14 @@ def test_after_a_crash_of_its_thread_the_next_event_starts_it(
     recorder = Recorder()
     producer = make_producer(subscribe(recorder, "store"))
 
-    def crash(_: object, **__: object) -> None:
-        raise SystemExit(3)
+    crashes = iter([SystemExit(3)])
+
+    def crash_once() -> None:
+        for crash in crashes:
+            raise crash
 
     with pytest.MonkeyPatch.context() as broken:
-        broken.setattr(producer, "_say_started", crash.__get__(producer))
+        broken.setattr(producer, "_say_started", crash_once)
         producer.notify(make_event(JobFinished, task_id="1"))
         wait_until(lambda: "broadcast's thread crashed" in caplog.text)
     producer.notify(make_event(JobFinished, task_id="2"))
