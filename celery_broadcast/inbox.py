@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from celery_broadcast.bell import Bell
+from celery_broadcast.naps import Naps
 
 if TYPE_CHECKING:
     from celery_broadcast.mailbox import Mailbox
@@ -30,6 +31,7 @@ class Inbox(Generic[T]):
         self.items: deque[T] = deque()
         self.bell: Bell = Bell()
         self._front = self.bell
+        self._naps = Naps()
 
     def put(self, item: T) -> None:
         """Add an item, and wake one thread for it. On any thread; never waits.
@@ -50,6 +52,8 @@ class Inbox(Generic[T]):
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until something is there, for so many seconds at most. On the producer's thread."""
+        if self.items or self._naps.nap(lambda: bool(self.items)):
+            return
         self.bell.be_about_to_wait()
         self.bell.wait(0.0 if self.items else seconds)
 
@@ -78,17 +82,17 @@ class Post:
     def __init__(self, inbox: Inbox[T], move_on: Callable[[], None]) -> None:
         self._inbox = inbox
         self._move_on = move_on
+        self._naps = Naps()
 
     def wait(self, mailbox: Mailbox[Any]) -> None:
         """Wait until the mailbox may be ready; move on first what has come to the inbox."""
         inbox, bell = self._inbox, mailbox.bell
-        bell.be_about_to_wait()
-        if mailbox.is_ready():
-            bell.is_awaited = False
-            return
         inbox.come_to_front(bell)
         try:
-            bell.wait()
+            if not self._naps.nap(lambda: bool(inbox.items) or mailbox.is_ready()):
+                bell.be_about_to_wait()
+                # What came before that has rung nobody.
+                bell.wait(0.0 if inbox.items or mailbox.is_ready() else None)
         finally:
             inbox.step_back(bell)
         if inbox.items:

@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "greenlets": {"errors", "subscription"},
     # From the producer to the consumers.
     "bell": set(),
-    "inbox": {"bell"},
+    "naps": set(),
+    "inbox": {"bell", "naps"},
     "mailbox": {"bell", "counts", "switch"},
     "dispatcher": {"events", "mailbox", "selection"},
     "losses": {"counts", "notices", "throttle"},
