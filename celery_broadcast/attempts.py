@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -105,6 +106,8 @@ class Attempts:
 
     def forget(self) -> None:
         """Forget all: a forked child has no part in its parent's attempts."""
+        #: This process; to ask the system again for each event is felt.
+        self.pid: int = os.getpid()
         self._open: dict[int, Attempt] = {}
         self._without_news: dict[str, deque[Attempt]] = {}
         self._ended: deque[tuple[str, int]] = deque(maxlen=_ENDS_REMEMBERED)

@@ -243,7 +243,7 @@ class Bridge:
             task_id=task_id,
             args=args,
             kwargs=kwargs,
-            pid=os.getpid(),
+            pid=self._attempts.pid,
             started_at=started_at,
         )
         return Attempt(

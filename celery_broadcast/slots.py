@@ -174,10 +174,10 @@ class Slot:
         text = _encode(running)
         if not text:
             return False
-        start = _NOTES_FROM + note * _NOTE
+        start, state = _NOTES_FROM + note * _NOTE, _STATES // 4 + 2 * note
         self._memory[start : start + len(text)] = text
-        self._ints[_STATES // 4 + 2 * note + 1] = len(text)
-        self.set_state(note, RUNNING)
+        self._ints[state + 1] = len(text)
+        self._ints[state] = RUNNING
         return True
 
     def state(self, note: int) -> int:
