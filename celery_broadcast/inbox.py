@@ -57,10 +57,19 @@ class Inbox(Generic[T]):
         self.bell.be_about_to_wait()
         self.bell.wait(0.0 if self.items else seconds)
 
-    def come_to_front(self, bell: Bell) -> None:
-        """Ring this bell for what comes, unless another is at the front."""
-        if self._front is self.bell:
-            self._front = bell
+    def come_to_front(self, bell: Bell) -> bool:
+        """Ring this bell for what comes, unless another is at the front.
+
+        Nor while something is there: the producer's thread knows of that. It may
+        have to do more than to move it on, and who isn't needed is to sleep.
+
+        Returns:
+            Whether it is at the front now.
+        """
+        if self._front is not self.bell or self.items:
+            return False
+        self._front = bell
+        return True
 
     def step_back(self, bell: Bell) -> None:
         """Ring the producer's bell again. Who steps back looks then what has come."""
@@ -87,7 +96,10 @@ class Post:
     def wait(self, mailbox: Mailbox[Any]) -> None:
         """Wait until the mailbox may be ready; move on first what has come to the inbox."""
         inbox, bell = self._inbox, mailbox.bell
-        inbox.come_to_front(bell)
+        if not inbox.come_to_front(bell):
+            bell.be_about_to_wait()
+            bell.wait(0.0 if mailbox.is_ready() else None)
+            return
         try:
             if not self._naps.nap(lambda: bool(inbox.items) or mailbox.is_ready()):
                 bell.be_about_to_wait()

@@ -309,15 +309,46 @@ def test_an_idle_consumer_gets_its_events_while_the_producer_is_held(
 ) -> None:
     recorder, receiver = Recorder(), HeldReceiver()
     producer = make_producer(subscribe(recorder, "store"))
+    events = numbered(4)
+    producer.notify(events[0])
+    wait_for_front(producer)
     with notices.attempt_lost.connected_to(receiver):
         producer.announce(notices.attempt_lost, event=None)
         assert receiver.held.wait(10.0)
-        for event in numbered(3):
+        for event in events[1:]:
             wait_for_front(producer)
             producer.notify(event)
 
-        assert recorder.wait_for(3) == numbered(3)
+        assert recorder.wait_for(4) == events
         receiver.freed.set()
+
+
+def test_an_idle_consumer_sleeps_while_what_is_there_is_the_producers_affair(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, receiver = Recorder(), HeldReceiver()
+    producer = make_producer(subscribe(recorder, "store"))
+    tries: list[None] = []
+    move_on = producer._move_on
+
+    def count_and_move_on() -> None:
+        tries.append(None)
+        move_on()
+
+    monkeypatch.setattr(producer, "_move_on", count_and_move_on)
+    with notices.broadcast_started.connected_to(receiver):
+        for event in numbered(100):
+            producer.notify(event)
+        assert receiver.held.wait(10.0)
+        (crew,) = producer.consumers.all()
+        wait_until(lambda: crew.mailbox.bell.is_awaited)
+        for event in numbered(100):
+            producer.notify(event)
+        wait_until(lambda: crew.mailbox.bell.is_awaited)
+
+        assert len(tries) <= 1
+        receiver.freed.set()
+    recorder.wait_for(200)
 
 
 def test_an_idle_consumer_moves_on_also_what_others_are_to_have(
@@ -330,10 +361,9 @@ def test_an_idle_consumer_moves_on_also_what_others_are_to_have(
         subscribe(seen, "seen", selector=bool),
     )
     events = [make_event(JobFailed if n % 2 else JobStarted, task_id=str(n)) for n in range(40)]
-    producer.notify(events[0])
-    for event in events[1:]:
-        wait_for_front(producer)
+    for event in events:
         producer.notify(event)
+        wait_for_front(producer)
     producer.drain()
 
     assert idle.events == seen.events == events
@@ -375,8 +405,8 @@ def test_what_is_lost_while_an_idle_consumer_moves_events_on_is_noticed(
         producer.notify(make_event(JobFinished))
         assert stuck.stuck.wait(10.0)
         recorder.wait_for(1)
+        wait_for_front(producer)
         for count in range(2, 6):
-            wait_for_front(producer)
             producer.notify(make_event(JobFinished))
             recorder.wait_for(count)
         stuck.freed.set()
