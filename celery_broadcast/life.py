@@ -189,6 +189,7 @@ class Life:
             if run is None:
                 return not mailbox.is_ready()
             take, numbers, handled = run
+            in_runs = IN_RUNS
             is_more_to_do = False
             while True:
                 # Not as the loop's own condition: in a jump back to its begin another thread
@@ -207,7 +208,7 @@ class Life:
                 if mailbox.is_interrupted:  # it may be counted as dropped: see to that with care
                     break
                 handled += 1
-                numbers[IN_RUNS] = handled
+                numbers[in_runs] = handled
         except BaseException as error:
             if self._has_crashed_in_run(item, error):
                 raise

@@ -80,6 +80,7 @@ _Request: TypeAlias = "_DrainRequest | partial[None]"
 _Inbox: TypeAlias = "Inbox[Item | _Request]"
 
 _REQUESTS: frozenset[type] = frozenset({_DrainRequest, partial})
+_MORE_THAN_EVENTS: frozenset[type] = _REQUESTS | {Delivery}
 
 
 def check_outside_of_consumers() -> None:
@@ -387,7 +388,10 @@ class Producer:
         self, items: list[Item], failed: Callable[[Item, Exception], None]
     ) -> AbstractSet[str]:
         """Put events into the mailboxes; return the consumers that lost one by it."""
-        opened = [self._open(item) if type(item) is Delivery else item for item in items]
+        if Delivery in map(type, items):
+            opened = [self._open(item) if type(item) is Delivery else item for item in items]
+        else:
+            opened = items
         try:
             return self.consumers.dispatch(opened, failed)
         finally:
@@ -434,14 +438,16 @@ class Producer:
         Returns:
             Events, those that were put twice once, and the request behind them.
         """
-        items: list[Item] = []
+        taken: list[Item | _Request] = []
         inbox = self._inbox.items
-        for _ in range(min(count, _MOST_AT_ONCE)):
-            try:
-                item = inbox.popleft()
-            except IndexError:  # a drain that gave up has emptied it
-                break
+        with contextlib.suppress(IndexError):  # a drain that gave up has emptied it
+            taken.extend(inbox.popleft() for _ in range(min(count, _MOST_AT_ONCE)))
+        if _MORE_THAN_EVENTS.isdisjoint(map(type, taken)):
+            return taken, None  # type: ignore[return-value]  # as just seen
+        items: list[Item] = []
+        for number, item in enumerate(taken, 1):
             if type(item) in _REQUESTS:
+                inbox.extendleft(reversed(taken[number:]))
                 return items, item  # type: ignore[return-value]  # as just seen
             if type(item) is not Delivery:
                 items.append(item)  # type: ignore[arg-type]  # an event
@@ -475,7 +481,8 @@ class Producer:
             if self._is_serving and not self._refused and self.consumers.are_settled():
                 route = self.consumers.routes_of_types.get(type(inbox[0])) if count == 1 else None
                 if route is None:
-                    self._move_events(count)
+                    for taken in range(0, count, _MOST_AT_ONCE):
+                        self._move_events(count - taken)
                 else:
                     self._move_event(inbox.popleft(), route)  # type: ignore[arg-type]
         except IndexError:  # a drain that gave up has emptied it
