@@ -24,11 +24,13 @@ class Inbox(Generic[T]):
 
     Attributes:
         items: what waits, the oldest first.
+        left: what others have left to the producer's thread to do.
         bell: of the producer's thread.
     """
 
     def __init__(self) -> None:
         self.items: deque[T] = deque()
+        self.left: deque[Callable[[], None]] = deque()
         self.bell: Bell = Bell()
         self._front = self.bell
         self._naps = Naps()
@@ -41,8 +43,10 @@ class Inbox(Generic[T]):
         try:
             self.items.append(item)
         finally:  # whatever struck this thread meanwhile
+            # As `ring` does, without a call: that is felt in the job's thread, and Python
+            # may raise what strikes as a call of its own begins.
             bell = self._front
-            if bell.is_awaited:  # as `ring` does: a call more is felt in the job's thread
+            if bell.is_awaited:
                 bell.rings.put(None)
 
     def put_for_producer(self, item: T) -> None:
@@ -50,12 +54,21 @@ class Inbox(Generic[T]):
         self.items.append(item)
         self.bell.ring()
 
+    def leave(self, function: Callable[[], None]) -> None:
+        """Leave something to the producer's thread, which does it before all else."""
+        self.left.append(function)
+        self.bell.ring()
+
     def wait(self, seconds: float | None = None) -> None:
         """Wait until something is there, for so many seconds at most. On the producer's thread."""
-        if self.items or self._naps.nap(lambda: bool(self.items)):
+        if self.has_any() or self._naps.nap(self.has_any):
             return
         self.bell.be_about_to_wait()
-        self.bell.wait(0.0 if self.items else seconds)
+        self.bell.wait(0.0 if self.has_any() else seconds)
+
+    def has_any(self) -> bool:
+        """Tell whether there is anything to do for the producer's thread."""
+        return bool(self.items or self.left)
 
     def come_to_front(self, bell: Bell) -> bool:
         """Ring this bell for what comes, unless another is at the front.
@@ -66,15 +79,20 @@ class Inbox(Generic[T]):
         Returns:
             Whether it is at the front now.
         """
-        if self._front is not self.bell or self.items:
+        if self.items or (self._front is not self.bell and self._front is not bell):
             return False
         self._front = bell
         return True
 
-    def step_back(self, bell: Bell) -> None:
-        """Ring the producer's bell again. Who steps back looks then what has come."""
-        if self._front is bell:
-            self._front = self.bell
+    def step_back(self, bell: Bell) -> bool:
+        """Ring the producer's bell again; return whether it was at the front.
+
+        Who was looks then what has come.
+        """
+        if self._front is not bell:
+            return False
+        self._front = self.bell
+        return True
 
 
 class Post:
@@ -85,7 +103,7 @@ class Post:
     Args:
         inbox: what it waits in front of.
         move_on: puts what is there into the mailboxes, on the present thread, or
-            has the producer's thread do it. Runs none of the user's code.
+            has the producer's thread do it.
     """
 
     def __init__(self, inbox: Inbox[T], move_on: Callable[[], None]) -> None:
@@ -96,16 +114,14 @@ class Post:
     def wait(self, mailbox: Mailbox[Any]) -> None:
         """Wait until the mailbox may be ready; move on first what has come to the inbox."""
         inbox, bell = self._inbox, mailbox.bell
-        if not inbox.come_to_front(bell):
-            bell.be_about_to_wait()
-            bell.wait(0.0 if mailbox.is_ready() else None)
-            return
         try:
-            if not self._naps.nap(lambda: bool(inbox.items) or mailbox.is_ready()):
+            if not inbox.come_to_front(bell):
+                bell.be_about_to_wait()
+                bell.wait(0.0 if mailbox.is_ready() else None)
+            elif not self._naps.nap(lambda: bool(inbox.items) or mailbox.is_ready()):
                 bell.be_about_to_wait()
                 # What came before that has rung nobody.
                 bell.wait(0.0 if inbox.items or mailbox.is_ready() else None)
-        finally:
-            inbox.step_back(bell)
-        if inbox.items:
-            self._move_on()
+        finally:  # also if another thread has struck this one
+            if inbox.step_back(bell) and inbox.items:
+                self._move_on()

@@ -47,6 +47,9 @@ INBOX_SIZE = 100_000
 # deadline: only a receiver of a notice that doesn't return can hold it up.
 _GRACE_SECONDS = 1.0
 
+# And how long for another that moves events on just now.
+_PATIENCE_SECONDS = 0.1
+
 _SECONDS_BETWEEN_TROUBLES = 60.0
 
 # How many events are moved on together, if so many are there.
@@ -79,6 +82,8 @@ class _DrainRequest:
 _Request: TypeAlias = "_DrainRequest | partial[None]"
 _Inbox: TypeAlias = "Inbox[Item | _Request]"
 
+_ITS_OWN_HANDS = frozenset({ITSELF})
+
 _REQUESTS: frozenset[type] = frozenset({_DrainRequest, partial})
 _MORE_THAN_EVENTS: frozenset[type] = _REQUESTS | {Delivery}
 
@@ -102,7 +107,7 @@ def _say_undelivered(item: Item, error: Exception) -> None:
         logger.error("broadcast can't deliver %s; it is lost", event, exc_info=error)
 
 
-def _say_not_all_delivered(count: int, error: Exception) -> None:
+def _say_not_all_delivered(count: int, error: BaseException) -> None:
     logger.error("broadcast can't deliver all of %d events", count, exc_info=error)
 
 
@@ -136,8 +141,11 @@ class Producer:
         # All made through their modules, so that they are the patched ones under gevent.
         self._inbox: _Inbox = Inbox()
         # Held by the thread that takes from the inbox and moves on what it took: so
-        # events arrive in the order they were published. No code of the user runs then.
+        # events arrive in the order they were published. No code of the user runs then,
+        # but for the finalizers of what nobody wants or a mailbox drops.
         self._moving = threading.Lock()
+        # Held by the one thread that serves: the producer's, or one that drains.
+        self._serving = threading.Lock()
         # Whether an idle consumer may do so: only between the start of all and the drain.
         self._is_serving = False
         self._thread: threading.Thread | None = None
@@ -233,7 +241,7 @@ class Producer:
         if timeout_seconds is None:
             timeout_seconds = self._settings.drain_timeout
         deadline = time.monotonic() + timeout_seconds
-        if self._thread is None and self._inbox.items:
+        if self._thread is None and self._inbox.has_any():
             self._start()  # there was no thread to be had, or it crashed
         if not self._draining.acquire(timeout=timeout_seconds):
             return Drained()  # another thread is at it, and says what is left
@@ -244,7 +252,7 @@ class Producer:
         finally:
             self._stopping = ()
             self._draining.release()
-            if self._thread is None and self._inbox.items:  # published while this waited
+            if self._thread is None and self._inbox.has_any():  # published while this waited
                 self._start()
 
     def stats(self) -> dict[str, ConsumerStats]:
@@ -262,11 +270,20 @@ class Producer:
 
     def _start(self) -> None:
         """Start the producer's thread, which then starts the consumers'."""
-        if not self._starting.acquire(blocking=False):
-            return  # another job's thread is at it
+        while self._starting.acquire(blocking=False):  # else another thread is at it
+            try:
+                is_held_back = self._draining.locked()
+                if not is_held_back:
+                    self._start_now()
+            finally:
+                self._starting.release()
+            # A drain looks when it is done; but while this one held the lock it has found
+            # that taken.
+            if not is_held_back or self._draining.locked() or not self._inbox.has_any():
+                return
+
+    def _start_now(self) -> None:
         try:
-            if self._draining.locked():
-                return  # it looks again when it is done
             if self._closed:
                 self._say_trouble("broadcast has stopped; %d late events are lost", last=True)
             elif self._thread is None:
@@ -281,8 +298,6 @@ class Producer:
                         self._thread = None
         except (RuntimeError, KeyError):  # no thread to be had; the next event tries again
             self._say_trouble("broadcast has no thread; %d events wait")
-        finally:
-            self._starting.release()
 
     def _say_trouble(self, message: str, *, last: bool = False) -> None:
         """Log it, not once an event."""
@@ -319,18 +334,29 @@ class Producer:
         except BaseException:
             logger.critical("broadcast's thread crashed; the next event starts it", exc_info=True)
         finally:
-            self._thread = None
-        if self._inbox.items:  # published after the drain was requested
+            self._thread = None  # once nobody serves
+        if self._inbox.has_any():  # published after the drain was requested
             self._start()
 
-    def _serve(self) -> None:
-        """Move events from the inbox to the mailboxes, until a drain is requested."""
-        before = hands.set(frozenset({ITSELF}))  # receivers of notices run here
+    def _serve(self, request: _DrainRequest | None = None) -> None:
+        """Move events from the inbox to the mailboxes, until a drain is requested.
+
+        Only one thread does: another returns at once.
+
+        Args:
+            request: there is nothing to do if it has been served; None if it isn't
+                for one.
+        """
+        if not self._serving.acquire(blocking=False):
+            return
+        before = hands.set(_ITS_OWN_HANDS)  # receivers of notices run here
         try:
-            self._serve_until_drained()
+            if request is None or not request.reached.is_set():
+                self._serve_until_drained()
         finally:
             self._is_serving = False
             hands.reset(before)
+            self._serving.release()
 
     def _serve_until_drained(self) -> None:
         self.consumers.take_up()
@@ -340,6 +366,7 @@ class Producer:
         while not isinstance(request, _DrainRequest):
             request = None  # or it would live on with what it is about
             self._wait_for_items()
+            self._do_what_is_left()
             request = self._move_next()
             if isinstance(request, partial):
                 self._do(request)
@@ -347,9 +374,14 @@ class Producer:
             self._is_serving = False
             self._count_refused()
             self._stopping = self.consumers.stop()
+        self._do_what_is_left()
         request.reached.set()
 
-    def _do(self, request: partial[None]) -> None:
+    def _do_what_is_left(self) -> None:
+        while self._inbox.left:
+            self._do(self._inbox.left.popleft())
+
+    def _do(self, request: Callable[[], None]) -> None:
         try:
             request()
         except Exception:
@@ -357,7 +389,7 @@ class Producer:
 
     def _wait_for_items(self) -> None:
         """Wait until there is something; do meanwhile what it is time for."""
-        while not self._inbox.items:
+        while not self._inbox.has_any():
             due_at = self.consumers.due_at
             if due_at is None:
                 self._inbox.wait()
@@ -474,23 +506,26 @@ class Producer:
         """Move on the events that are there; leave all else to the producer's thread."""
         if not self._moving.acquire(blocking=False):
             return  # who has it looks again afterwards
+        inbox, count = self._inbox.items, 0
+        before = hands.set(_ITS_OWN_HANDS)  # those of the consumer have nothing to do with it
         try:
-            inbox = self._inbox.items
             # Before it is asked who is there: what comes later may be for who comes later.
             count = len(inbox)
             if self._is_serving and not self._refused and self.consumers.are_settled():
                 route = self.consumers.routes_of_types.get(type(inbox[0])) if count == 1 else None
                 if route is None:
-                    for taken in range(0, count, _MOST_AT_ONCE):
-                        self._move_events(count - taken)
+                    self._move_events(count)
                 else:
                     self._move_event(inbox.popleft(), route)  # type: ignore[arg-type]
-        except IndexError:  # a drain that gave up has emptied it
-            pass
+        except BaseException as error:  # noqa: BLE001  # it is none of the consumer's
+            self._inbox.leave(partial(_say_not_all_delivered, count, error))
         finally:
+            hands.reset(before)
             self._moving.release()
-        if inbox:
+        if self._inbox.has_any():
             self._inbox.bell.ring()
+            if self._thread is None:
+                self._start()
 
     def _move_event(self, event: Event, route: Route) -> None:
         """Do as `_move_events` for the one event of an idle process, with as little as can be.
@@ -504,26 +539,20 @@ class Producer:
         if self._slots is not None:
             self._count_dispatched()
         if losers:
-            self._leave(partial(self.consumers.look_after, losers))
+            self._inbox.leave(partial(self.consumers.look_after, losers))
 
     def _move_events(self, count: int) -> None:
-        items, request = self._next_items(count)
-        if request is not None:
-            self._inbox.items.appendleft(request)
-        try:
+        for taken in range(0, count, _MOST_AT_ONCE):
+            items, request = self._next_items(count - taken)
             losers = self._deliver(items, self._leave_undelivered)
-        except Exception as error:  # noqa: BLE001  # it is none of the consumer's
-            self._leave(partial(_say_not_all_delivered, len(items), error))
-        else:
             if losers:
-                self._leave(partial(self.consumers.look_after, losers))
+                self._inbox.leave(partial(self.consumers.look_after, losers))
+            if request is not None:
+                self._inbox.items.appendleft(request)
+                return
 
     def _leave_undelivered(self, item: Item, error: Exception) -> None:
-        self._leave(partial(_say_undelivered, item, error))
-
-    def _leave(self, request: partial[None]) -> None:
-        """Leave it to the producer's thread, before all else: it may be about to stop."""
-        self._inbox.items.appendleft(request)
+        self._inbox.leave(partial(_say_undelivered, item, error))
 
     # On the thread that drains.
 
@@ -558,7 +587,7 @@ class Producer:
         request = _DrainRequest()
         self._inbox.put_for_producer(request)
         if self._thread is None and not request.reached.is_set():
-            self._serve()  # no thread was to be had: then it is done here
+            self._serve(request)  # no thread was to be had: then it is done here
         grace = started + _GRACE_SECONDS
         try:
             if not wait_until_set(request.reached, max(deadline, grace)):
@@ -580,14 +609,19 @@ class Producer:
             How many events each consumer lost.
         """
         left: Counter[str] = Counter()
-        with contextlib.suppress(IndexError):
-            while True:
-                item = self._inbox.items.popleft()
-                if isinstance(item, Item):
-                    self._say_told(item)
-                    kind = kind_of(delivery_of(item).event)
-                    left.update(self.consumers.refuse(kind, 1, DRAIN_TIMEOUT))
-                    self._count_dispatched()
+        has_lock = self._moving.acquire(timeout=_PATIENCE_SECONDS)  # what holds that may hang
+        try:
+            with contextlib.suppress(IndexError):
+                while True:
+                    item = self._inbox.items.popleft()
+                    if isinstance(item, Item):
+                        self._say_told(item)
+                        kind = kind_of(delivery_of(item).event)
+                        left.update(self.consumers.refuse(kind, 1, DRAIN_TIMEOUT))
+                        self._count_dispatched()
+        finally:
+            if has_lock:
+                self._moving.release()
         self._inbox.put_for_producer(request)  # for the thread, when it goes on
         logger.error("broadcast can't stop its thread: some receiver of a notice doesn't return")
         return left

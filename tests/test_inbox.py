@@ -152,3 +152,33 @@ def test_who_is_at_its_post_hears_also_of_its_mailbox(turn: Callable[[Mailbox[in
 
     waiting.join(10.0)
     assert not waiting.is_alive()
+
+
+def test_who_is_struck_at_its_post_leaves_it_and_moves_on_what_has_come() -> None:
+    inbox, mailbox, moved = Inbox[int](), Mailbox[int](size=10), list[int]()
+    post = Post(inbox, lambda: moved.append(inbox.items.popleft()))
+
+    def strike() -> bool:
+        inbox.put(1)
+        raise TimeoutError
+
+    mailbox.is_ready = strike  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError):
+        post.wait(mailbox)
+
+    assert moved == [1]
+    inbox.bell.be_about_to_wait()
+    inbox.put(2)
+    inbox.bell.wait()
+
+
+def test_what_is_left_to_the_producer_wakes_it() -> None:
+    inbox = Inbox[int]()
+    waiting = in_thread(inbox.wait)
+    wait_until(lambda: inbox.bell.is_awaited)
+
+    inbox.leave(lambda: None)
+
+    waiting.join(10.0)
+    assert not waiting.is_alive()
+    inbox.wait()  # it is still there

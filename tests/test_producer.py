@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 from conftest import broadcast_threads
@@ -387,6 +388,126 @@ def test_no_wake_is_lost_however_many_publish_and_fall_asleep(make_producer: Mak
 
     wait_until(lambda: all(each.handled == 600 for each in producer.stats().values()))
     assert recorders[0].task_ids == recorders[1].task_ids == recorders[2].task_ids
+
+
+def test_who_subscribes_while_an_idle_consumer_moves_events_on_misses_none(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, late = Recorder(), Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    producer.notify(make_event(JobFinished, task_id="0"))
+    wait_for_front(producer)
+    are_settled = producer.consumers.are_settled
+
+    def be_overtaken() -> bool:
+        answer = are_settled()
+        if not producer._registry.subscriptions[1:]:
+            producer._registry.add(subscribe(late, "late"))
+            producer.notify(make_event(JobFinished, task_id="2"))
+        return answer
+
+    monkeypatch.setattr(producer.consumers, "are_settled", be_overtaken)
+    producer.notify(make_event(JobFinished, task_id="1"))
+
+    assert [event.task_id for event in late.wait_for(1)] == ["2"]
+    assert [event.task_id for event in recorder.wait_for(3)] == ["0", "1", "2"]
+
+
+def test_what_a_finalizer_publishes_reaches_also_who_has_moved_on_what_it_was_of(
+    make_producer: MakeProducer,
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store", events=(JobFinished,)))
+    producer.notify(make_event(JobFinished, task_id="0"))
+    wait_for_front(producer)
+
+    class Result:
+        def __del__(self) -> None:
+            producer.notify(make_event(JobFinished, task_id="last words"))
+
+    producer.notify(make_event(JobStarted, args=[Result()]))  # which nobody wants
+
+    assert recorder.wait_for(2)[1].task_id == "last words"
+
+
+def test_an_event_that_can_not_even_be_looked_at_is_none_of_the_consumer_that_moves_it_on(
+    make_producer: MakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Name(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            raise SystemExit(3)
+
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store", tasks=("shop.*",)))
+    producer.notify(make_event(JobFinished, task_id="0"))
+    wait_for_front(producer)
+
+    producer.notify(make_event(JobFinished, task_name=Name("shop.charge")))
+    wait_until(lambda: "can't deliver" in caplog.text)
+    producer.notify(make_event(JobFinished, task_id="2"))
+
+    assert recorder.wait_for(2)[1].task_id == "2"
+    producer.drain()
+    assert "can't deliver all of 1 events" in caplog.text
+    assert "crashed" not in caplog.text
+
+
+def test_an_event_published_at_the_very_end_of_a_drain_does_not_lie(
+    make_producer: MakeProducer,
+) -> None:
+    recorder, receiver = Recorder(), HeldReceiver()
+    producer = make_producer(subscribe(recorder, "store"))
+    producer.notify(make_event(JobFinished, task_id="0"))
+    draining = producer._draining
+
+    class Draining:
+        """Ends while somebody who is about to start the thread has just seen it going on."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(draining, name)
+
+        def locked(self) -> bool:
+            was_locked = draining.locked()
+            receiver.freed.set()
+            drainer.join(10.0)
+            return was_locked
+
+    drainer = threading.Thread(target=producer.drain)
+    with notices.broadcast_drained.connected_to(receiver):
+        drainer.start()
+        assert receiver.held.wait(10.0)
+        producer._draining = Draining()  # type: ignore[assignment]
+        producer.notify(make_event(JobFinished, task_id="1"))
+
+    assert [event.task_id for event in recorder.wait_for(2)] == ["0", "1"]
+    producer._draining = draining
+
+
+def test_a_drain_that_would_serve_itself_sees_that_another_thread_has(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    producer = make_producer(subscribe(recorder, "store"))
+    serve = producer._serve
+
+    def serve_late(request: Any = None) -> None:
+        other = threading.Thread(target=serve)
+        other.start()
+        other.join(10.0)
+        serve(request)
+
+    with monkeypatch.context() as no_threads:
+        no_threads.setattr(producer, "_start", lambda: None)
+        producer.notify(make_event(JobFinished))
+        no_threads.setattr(producer, "_serve", serve_late)
+        drainer = threading.Thread(target=producer.drain, daemon=True)
+        drainer.start()
+        drainer.join(10.0)
+
+    assert not drainer.is_alive()
+    assert len(recorder.events) == 1
 
 
 def test_what_is_lost_while_an_idle_consumer_moves_events_on_is_noticed(
