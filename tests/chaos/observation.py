@@ -1,32 +1,30 @@
 """Where the worker's processes are watched: the only place that looks inside of the package.
 
-One method is wrapped: that by which events reach their consumers, on the
-broadcast's own thread. They go into the journal before, so no consumer can have
+Two methods are wrapped: those by which events reach their consumers, on the
+broadcast's own threads. They go into the journal before, so no consumer can have
 got one that isn't there, and the end of an attempt once more after: from then
 on the process may die, and no other one has an end to tell.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from celery_broadcast.dispatcher import Item, delivery_of
-from celery_broadcast.events import JobEnded, JobEvent
+from celery_broadcast.dispatcher import Item, Route, delivery_of
+from celery_broadcast.events import Event, JobEnded, JobEvent
 from celery_broadcast.producer import Producer
 from chaos.journal import Closed, Pen, Published
 
 
 def observe(pen: Pen) -> None:
     """Write down what this process publishes, and what each that is forked from it does."""
-    deliver = Producer._deliver
+    deliver, move_event = Producer._deliver, Producer._move_event
 
-    @functools.wraps(deliver)
-    def deliver_and_say_so(
-        self: Producer, items: list[Item], failed: Callable[[Item, Exception], None]
-    ) -> AbstractSet[str]:
-        events = [delivery_of(item).event for item in items]
+    @contextlib.contextmanager
+    def written_down(events: Sequence[Event]) -> Iterator[None]:
         for event in events:
             assert isinstance(event, JobEvent)  # its app has no others
             pen.write(
@@ -38,7 +36,7 @@ def observe(pen: Pen) -> None:
                     started_at=event.started_at,
                 )
             )
-        losers = deliver(self, items, failed)
+        yield
         for event in events:
             if isinstance(event, JobEnded):
                 pen.write(
@@ -49,6 +47,18 @@ def observe(pen: Pen) -> None:
                         started_at=event.started_at,
                     )
                 )
-        return losers
+
+    @functools.wraps(deliver)
+    def deliver_and_say_so(
+        self: Producer, items: list[Item], failed: Callable[[Item, Exception], None]
+    ) -> AbstractSet[str]:
+        with written_down([delivery_of(item).event for item in items]):
+            return deliver(self, items, failed)
+
+    @functools.wraps(move_event)
+    def move_event_and_say_so(self: Producer, event: Event, route: Route) -> None:
+        with written_down([event]):
+            move_event(self, event, route)
 
     Producer._deliver = deliver_and_say_so  # type: ignore[method-assign]
+    Producer._move_event = move_event_and_say_so  # type: ignore[method-assign]
