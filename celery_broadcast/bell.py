@@ -36,14 +36,23 @@ class Bell:
         """Wait until it rings, after `be_about_to_wait`.
 
         Args:
-            seconds: how long at most; None is without a limit.
+            seconds: how long at most, not at all if 0; None is without a limit.
         """
         try:
             if seconds is None:
                 self.rings.get()
-            else:
-                self.rings.get(timeout=seconds)
+            elif seconds > 0.0:
+                self._get(seconds)
         except queue.Empty:
             pass
         finally:
             self.is_awaited = False
+
+    def _get(self, seconds: float) -> None:
+        # A `get` that finds the queue's lock free begins anew with the time that is left,
+        # and waits for ever if that is below zero (Modules/_queuemodule.c; in Python 3.10
+        # so it does with a time of 0). After one that doesn't wait, the lock is held.
+        try:
+            self.rings.get_nowait()
+        except queue.Empty:
+            self.rings.get(timeout=seconds)

@@ -46,6 +46,16 @@ def test_a_bell_that_nobody_awaits_leaves_nothing_for_the_next_wait() -> None:
     assert not waiting.is_alive()
 
 
+def test_a_wait_for_no_time_or_next_to_none_ends() -> None:
+    for seconds in (0.0, 1e-9, 1e-6):
+        for _ in range(100):
+            bell = Bell()
+            bell.be_about_to_wait()
+            waiting = in_thread(lambda bell=bell, seconds=seconds: bell.wait(seconds))  # type: ignore[misc]
+            waiting.join(10.0)
+            assert not waiting.is_alive()
+
+
 def test_what_is_put_wakes_the_producer() -> None:
     inbox = Inbox[int]()
     waiting = in_thread(inbox.wait)
