@@ -108,8 +108,9 @@ def test_a_drain_starts_again_only_who_gets_what_a_teardown_has_published(
     )
     producer.notify(make_event(JobFinished))
 
-    assert producer.drain() == Drained(handled=2, left=0)
+    assert producer.drain().left == 0  # the first event may have been handled before
 
+    assert (len(tells.events), len(hears.events)) == (1, 1)
     once = ["setup", "teardown"]
     assert (tells.lives, hears.lives, neither.lives) == (once, once + once, once)
     assert producer.drain() == Drained()
@@ -1255,6 +1256,7 @@ def test_a_drain_waits_for_a_consumer_that_another_of_its_name_has_replaced(
     producer._registry.subscriptions = (subscribe(Second(), "store"),)
     producer.notify(make_event(JobFinished, task_id="2"))
     wait_until(lambda: handled == ["second 2"])
+    wait_until(lambda: producer.stats()["store"].handled == 1)
 
     drained = producer.drain()
 
