@@ -13,3 +13,7 @@ class ConfigurationError(BroadcastError, ValueError):
     Raised on the line that is wrong: the decorator's for a consumer, and while
     the worker starts for a setting, so that none starts half configured.
     """
+
+
+class RelayError(BroadcastError):
+    """The broker that the relay goes through can't be reached, refuses, or takes too long."""
