@@ -63,6 +63,8 @@ class JobEvent(Event, frozen=True, kw_only=True, tag=True):
         started_at: when the attempt started, in seconds since 1970, UTC. None
             if it never did: then it was revoked, had expired, or its process
             died before the job began.
+        event_id: what a remote consumer knows the event by, the same however
+            often it is delivered; "" for one that has not left its process.
     """
 
     task_id: str
@@ -80,6 +82,7 @@ class JobEvent(Event, frozen=True, kw_only=True, tag=True):
     pid: int = 0
     headers: Mapping[str, Any] | None = None
     started_at: float | None = None
+    event_id: str = ""
 
     def __str__(self) -> str:
         """Name the event in a log line: "JobFailed shop.tasks.charge[5f3c...]"."""
@@ -142,6 +145,9 @@ class JobFailed(JobEnded, frozen=True, kw_only=True, tag=True):
         exception_message: the exception as text.
         traceback: the traceback as text, at most `broadcast_traceback_limit`
             characters, of which the last are kept.
+        exception_bases: the qualified names of the classes above it, for a
+            remote consumer: classes don't travel, so `exception_class` is the
+            nearest one above it that Python itself has. () if it is the class.
     """
 
     state: str = "FAILURE"
@@ -149,6 +155,7 @@ class JobFailed(JobEnded, frozen=True, kw_only=True, tag=True):
     exception_type: str
     exception_message: str
     traceback: str = ""
+    exception_bases: tuple[str, ...] = ()
 
 
 class JobRetried(JobEnded, frozen=True, kw_only=True, tag=True):
@@ -162,6 +169,7 @@ class JobRetried(JobEnded, frozen=True, kw_only=True, tag=True):
         traceback: the traceback as text, limited as in `JobFailed`.
         eta: when the next attempt is due, in seconds since 1970, UTC; None if
             Celery didn't say.
+        exception_bases: as in `JobFailed`.
     """
 
     state: str = "RETRY"
@@ -170,6 +178,7 @@ class JobRetried(JobEnded, frozen=True, kw_only=True, tag=True):
     exception_message: str
     traceback: str = ""
     eta: float | None = None
+    exception_bases: tuple[str, ...] = ()
 
 
 class JobRejected(JobEnded, frozen=True, kw_only=True, tag=True):

@@ -21,10 +21,17 @@ from celery_broadcast.events import (
 )
 from celery_broadcast.settings import shown
 
-#: What a selection looks at: event type, task name, queue, state, and the class and the
-#: qualified name of the exception. Events of one kind go the same way.
+#: What a selection looks at: event type, task name, queue, state, and of the exception its class,
+#: its qualified name and, where the class isn't there, those of the classes above it. Events of
+#: one kind go the same way.
 Kind: TypeAlias = tuple[
-    type[Event], str | None, str | None, str | None, type[BaseException] | None, str | None
+    type[Event],
+    str | None,
+    str | None,
+    str | None,
+    type[BaseException] | None,
+    str | None,
+    tuple[str, ...],
 ]
 
 _WITH_EXCEPTION = (JobFailed, JobRetried)
@@ -33,15 +40,14 @@ _WITH_EXCEPTION = (JobFailed, JobRetried)
 def kind_of(event: Event) -> Kind:
     """Return the kind of an event."""
     if not isinstance(event, JobEvent):
-        return type(event), None, None, None, None, None
+        return type(event), None, None, None, None, None, ()
     state = event.state if isinstance(event, JobEnded) else None
     if isinstance(event, _WITH_EXCEPTION):
-        exception_class, exception_type = event.exception_class, event.exception_type
         return (
             *(type(event), event.task_name, event.queue, state),
-            *(exception_class, exception_type),
+            *(event.exception_class, event.exception_type, event.exception_bases),
         )
-    return type(event), event.task_name, event.queue, state, None, None
+    return type(event), event.task_name, event.queue, state, None, None, ()
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -73,20 +79,23 @@ class Selection(msgspec.Struct, frozen=True):
 
         The answer is the same for ever, so the dispatcher asks once a kind.
         """
-        event_type, task_name, queue, state, exception_class, exception_type = kind
+        event_type, task_name, queue, state, *_ = kind
         return (
             issubclass(event_type, self.events)
             and _matches(task_name, self.tasks)
             and _matches(queue, self.queues)
             and (not self.states or state in self.states)
-            and (not self.exceptions or self._wants_exception(exception_class, exception_type))
+            and (not self.exceptions or self._wants_exception(*kind[4:]))
         )
 
     def _wants_exception(
-        self, exception_class: type[BaseException] | None, exception_type: str | None
+        self,
+        exception_class: type[BaseException] | None,
+        exception_type: str | None,
+        exception_bases: tuple[str, ...],
     ) -> bool:
         bases = () if exception_class is None else exception_class.__mro__
-        names = {exception_type, *map(qualified_name, bases)}
+        names = {exception_type, *map(qualified_name, bases), *exception_bases}
         return any(
             wanted in names if isinstance(wanted, str) else _is_below(wanted, bases, names)
             for wanted in self.exceptions

@@ -87,7 +87,7 @@ def test_an_event_can_be_made_of_what_there_is(event_type: type[JobEvent]) -> No
     assert (event.args, event.kwargs, event.headers, event.queue) == (None, None, None, None)
     assert (event.exchange, event.routing_key, event.group_id) == (None, None, None)
     assert (event.root_id, event.parent_id, event.started_at) == (None, None, None)
-    assert (event.retries, event.worker, event.pid) == (0, "", 0)
+    assert (event.retries, event.worker, event.pid, event.event_id) == (0, "", 0, "")
 
 
 def test_an_end_defaults_to_the_plain_one_of_its_kind() -> None:
@@ -139,7 +139,7 @@ def test_a_representation_shows_what_happened_to_whom() -> None:
     assert repr(make_event(JobStarted, queue="eu", pid=7)) == (
         "JobStarted(task_id='id-1', task_name='shop.charge', queue='eu', exchange=None, "
         "routing_key=None, retries=0, root_id=None, parent_id=None, group_id=None, worker='', "
-        "pid=7, started_at=100.0)"
+        "pid=7, started_at=100.0, event_id='')"
     )
 
 

@@ -24,7 +24,7 @@ from celery_broadcast.selection import Selection, check_selection, kind_of
 
 
 def wants(selection: Selection, event_type: type[JobEvent], task: str, queue: str | None) -> bool:
-    return selection.wants((event_type, task, queue, None, None, None))
+    return selection.wants((event_type, task, queue, None, None, None, ()))
 
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES.values())
@@ -123,6 +123,16 @@ def failed(error: type[BaseException], name: str | None = None) -> JobFailed:
     )
 
 
+def failed_elsewhere(error: type[BaseException]) -> JobFailed:
+    """Make a failure as it arrives where the exception's module isn't there."""
+    return make_event(
+        JobFailed,
+        exception_class=Exception,
+        exception_type=qualified_name(error),
+        exception_bases=tuple(qualified_name(base) for base in error.__mro__[1:-1]),
+    )
+
+
 def chosen(exception: object, *events: Event) -> list[bool]:
     """Tell which events are wanted with `exception=`."""
     selection = check_selection("on_job_event", (), {"exception": exception})
@@ -159,6 +169,16 @@ def test_a_class_of_the_same_name_is_the_same_exception() -> None:
 
     assert chosen(CardDeclined, event) == [True]
     assert chosen(ShopError, event) == [False]
+
+
+def test_an_exception_that_comes_from_elsewhere_is_known_by_the_names_above_it() -> None:
+    events = failed_elsewhere(CardDeclined), failed_elsewhere(ShopError), failed_elsewhere(OSError)
+
+    assert chosen(CardDeclined, *events) == [True, False, False]
+    assert chosen(ShopError, *events) == [True, True, False]
+    assert chosen(f"{__name__}.ShopError", *events) == [True, True, False]
+    assert chosen(OSError, *events) == [False, False, True]
+    assert chosen(Exception, *events) == [True, True, True]
 
 
 def test_one_of_several_exceptions_is_enough() -> None:
