@@ -118,6 +118,7 @@ MAY_IMPORT = {
     "pytest_plugin": set(),
     # Beyond this process.
     "relay.transport": set(),
+    "relay.redaction": {"events", "throttle"},
 }
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
