@@ -17,3 +17,7 @@ class ConfigurationError(BroadcastError, ValueError):
 
 class RelayError(BroadcastError):
     """The broker that the relay goes through can't be reached, refuses, or takes too long."""
+
+
+class WireError(BroadcastError, ValueError):
+    """What came from the broker is no parcel of events that can be read."""

@@ -118,7 +118,11 @@ MAY_IMPORT = {
     "pytest_plugin": set(),
     # Beyond this process.
     "relay.transport": set(),
+    "relay.payload": {"errors", "settings"},
     "relay.redaction": {"events", "throttle"},
+    "relay.wire": {
+        *("errors", "events", "relay.payload", "relay.redaction", "relay.transport", "settings"),
+    },
 }
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
