@@ -123,6 +123,7 @@ MAY_IMPORT = {
     "relay.wire": {
         *("errors", "events", "relay.payload", "relay.redaction", "relay.transport", "settings"),
     },
+    "relay.schemas": {"events", "relay.wire"},
 }
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
