@@ -124,6 +124,7 @@ MAY_IMPORT = {
         *("errors", "events", "relay.payload", "relay.redaction", "relay.transport", "settings"),
     },
     "relay.schemas": {"events", "relay.wire"},
+    "relay.signing": {"errors", "relay.transport"},
 }
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
