@@ -125,6 +125,14 @@ MAY_IMPORT = {
     },
     "relay.schemas": {"events", "relay.wire"},
     "relay.signing": {"errors", "relay.transport"},
+    "relay.redis_servers": {"errors"},
+    "relay.redis_errors": {"relay.redis_servers"},
+    "relay.redis_scripts": set(),
+    "relay.redis_entries": {"relay.transport"},
+    "relay.redis_streams": {
+        *("errors", "relay.redis_entries", "relay.redis_errors", "relay.redis_scripts"),
+        *("relay.redis_servers", "relay.transport"),
+    },
 }
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.

@@ -8,13 +8,15 @@ from nodes.local_process import LOCALHOST, LocalProcess, find_program, free_port
 class RedisProcess(LocalProcess):
     ready_line = "Ready to accept connections"
 
-    def __init__(self) -> None:
-        self._port = free_port()
-        super().__init__(f"redis-{self._port}")
+    def __init__(self, *options: str) -> None:
+        """Take further options of redis-server, such as "--requirepass", "secret"."""
+        self.port = free_port()
+        self._options = options
+        super().__init__(f"redis-{self.port}")
 
     @property
     def url(self) -> str:
-        return f"redis://{LOCALHOST}:{self._port}/0"
+        return f"redis://{LOCALHOST}:{self.port}/0"
 
     @property
     def celeryconfig(self) -> dict[str, str]:
@@ -24,6 +26,7 @@ class RedisProcess(LocalProcess):
     def command(self) -> list[str]:
         return [
             find_program("redis-server"),
-            *("--bind", LOCALHOST, "--port", str(self._port)),
+            *("--bind", LOCALHOST, "--port", str(self.port)),
             *("--save", "", "--appendonly", "no"),
+            *self._options,
         ]
