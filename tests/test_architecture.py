@@ -133,6 +133,9 @@ MAY_IMPORT = {
         *("errors", "relay.redis_entries", "relay.redis_errors", "relay.redis_scripts"),
         *("relay.redis_servers", "relay.transport"),
     },
+    "relay.routing": {"relay.transport"},
+    "relay.amqp_link": {"errors"},
+    "relay.rabbitmq": {"errors", "relay.amqp_link", "relay.routing", "relay.transport"},
 }
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
@@ -148,7 +151,10 @@ LOADED_LATER = {
 }
 
 #: The files that know Celery; the core does not.
-KNOW_CELERY = {"bridge", "facts", "plugin", "installation", "rate_limit"}
+KNOW_CELERY = {
+    *("bridge", "facts", "plugin", "installation", "rate_limit"),
+    *("relay.amqp_link", "relay.rabbitmq"),
+}
 
 #: What django_connections.py alone imports, in functions.
 DJANGO = {"asgiref", "django"}

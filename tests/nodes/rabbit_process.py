@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 
 from nodes.local_process import LOCALHOST, LocalProcess, find_program, free_port
@@ -73,6 +74,30 @@ class RabbitProcess(LocalProcess):
             "RABBITMQ_CONF_ENV_FILE": str(self.folder / "rabbitmq-env.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
         }
+
+    def control(self, *arguments: str) -> str:
+        """Run rabbitmqctl against this server, and return what it says.
+
+        Raises:
+            RuntimeError: it failed; the message has what it said.
+        """
+        answer = subprocess.run(
+            [
+                find_program("rabbitmqctl"),
+                "--quiet",
+                "--node",
+                f"{self.name}@localhost",
+                *arguments,
+            ],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if answer.returncode:
+            raise RuntimeError(answer.stdout + answer.stderr)
+        return answer.stdout
 
     def start(self) -> None:
         if self._epmd.status == "exited":

@@ -1,0 +1,281 @@
+"""What the relay's transport does while RabbitMQ is away, full, or hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from celery import Celery
+from nodes.deadline import wait_until
+from nodes.rabbit_process import RabbitProcess
+
+from celery_broadcast.errors import RelayError
+from celery_broadcast.relay.rabbitmq import RabbitMQ
+from celery_broadcast.relay.transport import Group, Limits, Parcel
+
+pytestmark = [pytest.mark.worker, pytest.mark.xdist_group("rabbitmq")]
+
+TIMEOUT = 2.0
+
+GROUP = Group(name="pager", event_types=("JobFailed",))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RabbitProcess]:
+    """A server of these tests' own; the others' is left in peace."""
+    with RabbitProcess() as server:
+        yield server
+
+
+@pytest.fixture
+def transport(server: RabbitProcess) -> Iterator[Callable[..., RabbitMQ]]:
+    made: list[RabbitMQ] = []
+
+    def make(heartbeat: float = 120, lease: float = 60.0) -> RabbitMQ:
+        app = Celery("shop", broker="memory://", set_as_current=False)
+        app.conf.broker_heartbeat = heartbeat
+        made.append(RabbitMQ(app, server.url, Limits(timeout=TIMEOUT, lease=lease)))
+        return made[-1]
+
+    yield make
+    cleaner = make()
+    cleaner.declare(GROUP)
+    take_all(cleaner)
+    for each in made:
+        each.close()
+
+
+def parcels(*names: str) -> list[Parcel]:
+    return [Parcel(event_type="JobFailed", task_name=name, body=b"[]") for name in names]
+
+
+def take_all(reader: RabbitMQ, names: list[str] | None = None) -> list[str]:
+    """Acknowledge all that waits; return the names of its tasks, added to those given."""
+    names = [] if names is None else names
+    while (received := reader.receive(GROUP, 0.3)) is not None:
+        names.append(received.parcel.task_name)
+        reader.acknowledge(GROUP, received)
+    return names
+
+
+def succeeds(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except RelayError:
+        return False
+    return True
+
+
+@contextmanager
+def short_of_memory(server: RabbitProcess) -> Iterator[None]:
+    server.control("set_vm_memory_high_watermark", "0.00001")
+    try:
+        yield
+    finally:
+        server.control("set_vm_memory_high_watermark", "0.4")
+
+
+@contextmanager
+def hanging(server: RabbitProcess) -> Iterator[None]:
+    server.kill("SIGSTOP")
+    try:
+        yield
+    finally:
+        server.kill("SIGCONT")
+
+
+def test_a_broker_short_of_memory_takes_nothing_but_hands_out(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    both = transport()
+    both.declare(GROUP)
+    both.publish(parcels("shop.a", "shop.b"))
+
+    with short_of_memory(server):
+        calls: list[Callable[[], object]] = [
+            lambda: both.publish(parcels("shop.late")),
+            lambda: both.publish(parcels(*["shop.late"] * 500)),
+            lambda: both.send_to(GROUP, parcels("shop.late")),
+        ]
+        for refused in calls:
+            began = time.monotonic()
+            with pytest.raises(RelayError, match=r"short of memory or disk|did not answer"):
+                refused()
+            assert time.monotonic() - began < 2 * TIMEOUT
+        assert take_all(both) == ["shop.a", "shop.b"]
+
+    wait_until(lambda: succeeds(lambda: both.publish(parcels("shop.last"))), 30.0)
+    assert "shop.last" in take_all(both)
+
+
+def test_a_broker_that_hangs_is_an_error_within_the_timeout(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    both, late = transport(), transport()
+    both.publish(parcels("shop.a"))
+    both.declare(GROUP)
+
+    with hanging(server):
+        calls: list[Callable[[], object]] = [
+            lambda: both.publish(parcels("shop.b")),
+            lambda: both.declare(GROUP),
+            lambda: late.publish(parcels("shop.c")),
+            lambda: late.receive(GROUP, 0.5),
+            lambda: late.dead_letters(GROUP, 10),
+        ]
+        for refused in calls:
+            began = time.monotonic()
+            with pytest.raises(RelayError, match="did not answer within 2 s"):
+                refused()
+            assert time.monotonic() - began < 2 * TIMEOUT
+
+    wait_until(lambda: succeeds(lambda: both.publish(parcels("shop.last"))), 30.0)
+    assert "shop.last" in take_all(both)
+
+
+def test_a_hanging_broker_does_not_hold_up_a_close(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    both = transport()
+    both.publish(parcels("shop.a"))
+    both.declare(GROUP)
+
+    with hanging(server):
+        began = time.monotonic()
+        both.close()
+
+        assert time.monotonic() - began < 2 * TIMEOUT + 1.0
+
+
+def test_a_reader_notices_that_its_broker_hangs(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    reader = transport(heartbeat=1, lease=1.0)
+    assert reader.receive(GROUP, 0.0) is None
+
+    with hanging(server), pytest.raises(RelayError, match=r"heartbeats missed|did not answer"):
+        reader.receive(GROUP, 30.0)
+
+    wait_until(lambda: succeeds(lambda: reader.publish(parcels("shop.a"))), 30.0)
+    assert "shop.a" in take_all(reader)
+
+
+def test_a_reader_that_handles_notices_by_the_heartbeat_that_its_broker_hangs(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    reader = transport(heartbeat=1, lease=1.0)
+    reader.declare(GROUP)
+    reader.publish(parcels("shop.slow"))
+    received = reader.receive(GROUP, 10.0)
+    assert received is not None
+    told: list[str] = []
+
+    def is_lost() -> bool:
+        try:
+            reader.renew(GROUP, [received])
+        except RelayError as error:
+            told.append(str(error))
+        return bool(told)
+
+    with hanging(server):
+        wait_until(is_lost)
+
+    assert "heartbeats missed" in told[0]
+
+
+def test_renewing_keeps_a_connection_alive_that_only_handles(
+    transport: Callable[..., RabbitMQ],
+) -> None:
+    reader = transport(heartbeat=1, lease=1.0)
+    reader.declare(GROUP)
+    reader.publish(parcels("shop.slow"))
+    received = reader.receive(GROUP, 10.0)
+    assert received is not None
+    until = time.monotonic() + 5.0  # several heartbeats
+
+    def has_lasted() -> bool:
+        reader.renew(GROUP, [received])
+        return time.monotonic() > until
+
+    wait_until(has_lasted)
+    reader.acknowledge(GROUP, received)
+
+    assert reader.receive(GROUP, 0.3) is None
+    assert transport().receive(GROUP, 0.3) is None
+
+
+def test_a_stopped_broker_is_an_error_and_forgets_nothing_it_confirmed(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    sender, reader = transport(), transport()
+    reader.declare(GROUP)
+    sender.publish(parcels("shop.a", "shop.b"))
+    in_hand = reader.receive(GROUP, 10.0)
+    assert in_hand is not None
+
+    server.control("stop_app")
+    calls: list[Callable[[], object]] = [
+        lambda: sender.publish(parcels("shop.c")),
+        lambda: reader.renew(GROUP, [in_hand]),
+        lambda: reader.acknowledge(GROUP, in_hand),
+        lambda: reader.receive(GROUP, 0.5),
+    ]
+    for refused in calls:
+        with pytest.raises(RelayError):
+            refused()
+    server.control("start_app")
+
+    wait_until(lambda: succeeds(lambda: sender.publish(parcels("shop.d"))), 30.0)
+    wait_until(lambda: succeeds(lambda: reader.declare(GROUP)), 30.0)
+    assert sorted(take_all(reader)) == ["shop.a", "shop.b", "shop.d"]
+
+
+@pytest.fixture
+def mortal_server() -> Iterator[RabbitProcess]:
+    """A server that one test may kill; if it doesn't come back no other test has to suffer."""
+    with RabbitProcess() as server:
+        yield server
+
+
+def test_whatever_was_confirmed_survives_a_crash_in_the_middle(
+    mortal_server: RabbitProcess,
+) -> None:
+    server = mortal_server
+    app = Celery("shop", broker=server.url, set_as_current=False)
+    sender, reader = (RabbitMQ(app, limits=Limits(timeout=TIMEOUT)) for _ in range(2))
+    reader.declare(GROUP)
+    confirmed: list[str] = []
+    enough = threading.Event()
+
+    def publish() -> None:
+        for number in range(100_000):
+            name = f"shop.task{number}"
+            wait_until(lambda name=name: succeeds(lambda: sender.publish(parcels(name))), 60.0)  # type: ignore[misc]
+            confirmed.append(name)
+            if enough.is_set():
+                return
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        # RabbitMQ 3.10 keeps in memory for a moment that there is a quorum queue. One that it
+        # forgets when it is killed is declared all the same, and never confirms anything.
+        is_on_disk_at = time.monotonic() + 3.0
+        wait_until(lambda: len(confirmed) > 50 and time.monotonic() > is_on_disk_at)
+        server.kill("SIGKILL")
+        before = len(confirmed)
+        server.restart()
+        wait_until(lambda: len(confirmed) > before + 50, 60.0)
+    finally:
+        enough.set()
+        thread.join()
+
+    got: list[str] = []
+    wait_until(lambda: succeeds(lambda: take_all(reader, got)), 30.0)
+    assert set(confirmed) <= set(got)
+    assert len(got) - len(set(got)) < 5
+    sender.close()
+    reader.close()
