@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, TypeGuard
@@ -16,6 +18,13 @@ ENABLED_VARIABLE = "CELERY_BROADCAST_ENABLED"
 _TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
 _FALSE = frozenset({"0", "false", "no", "off", "n", "f", ""})
 _LONGEST_DRAIN_SECONDS = 86_400.0
+_SHORTEST_LEASE_SECONDS = 1.0
+_LEAST_BYTES = 1024**2
+_MOST_BYTES = 1024**4
+_LONGEST_TTL_SECONDS = 49 * 86_400  # what RabbitMQ takes, in milliseconds of 32 bits
+_MOST_DELIVERIES = 1_000
+_SHORTEST_KEY_BYTES = 16
+_BROKER_URLS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://\S*")
 
 
 def shown(value: object) -> str:
@@ -119,6 +128,100 @@ def _check_event_names(setting: str, value: object) -> tuple[str, ...] | None:
     return tuple(sorted({item if isinstance(item, str) else item.__name__ for item in value}))
 
 
+def _kind(value: object) -> str:
+    """Return what a wrong value is, without showing it: it may be a secret."""
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _check_relay_url(setting: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and _BROKER_URLS.fullmatch(value):
+        return value
+    msg = (
+        f"{setting} must be the URL of a Redis or RabbitMQ, such as 'redis://localhost:6379/1' or "
+        "'amqp://localhost//', several with ';' between them, or None for the app's broker_url. "
+        f"Got {_kind(value)}, not shown here, as it may hold a password."
+    )
+    raise ConfigurationError(msg)
+
+
+def _check_lease(setting: str, value: object) -> float:
+    with contextlib.suppress(ConfigurationError):
+        seconds = check_seconds(setting, value)
+        if seconds >= _SHORTEST_LEASE_SECONDS:
+            return seconds
+    msg = f"{setting} must be a number of seconds of 1 or more (at most a day), got {shown(value)}."
+    raise ConfigurationError(msg)
+
+
+def _check_bytes(setting: str, value: object) -> int:
+    if is_whole(value, _LEAST_BYTES) and value <= _MOST_BYTES:
+        return value
+    msg = (
+        f"{setting} must be a number of bytes, from {_LEAST_BYTES:,} (1 MiB) to {_MOST_BYTES:,} "
+        f"(1 TiB), got {shown(value)}."
+    )
+    raise ConfigurationError(msg)
+
+
+def _check_ttl(setting: str, value: object) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 1 <= value <= _LONGEST_TTL_SECONDS:  # type: ignore[operator]  # as just seen
+        return float(value)  # type: ignore[arg-type]  # as above
+    msg = (
+        f"{setting} must be a number of seconds of 1 or more (at most 49 days, "
+        f"{_LONGEST_TTL_SECONDS:,}), got {shown(value)}."
+    )
+    raise ConfigurationError(msg)
+
+
+def _check_deliveries(setting: str, value: object) -> int:
+    if is_whole(value, 1) and value <= _MOST_DELIVERIES:
+        return value
+    msg = (
+        f"{setting} must be a number of deliveries from 1 to {_MOST_DELIVERIES:,}, "
+        f"got {shown(value)}."
+    )
+    raise ConfigurationError(msg)
+
+
+def _check_relay_key(setting: str, value: object) -> tuple[bytes, ...] | None:
+    """Return the keys: the first signs, all are accepted. No message shows one."""
+    if value is None:
+        return None
+    keys: list[Any] = [
+        key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        for key in (value if isinstance(value, list | tuple) else [value])
+    ]
+    got = "" if keys else "an empty list"
+    for key in keys:
+        if not isinstance(key, bytes):
+            got = _kind(key)
+        elif len(key) < _SHORTEST_KEY_BYTES:
+            got = f"one of {len(key)} bytes, which can be guessed"
+    if not got:
+        return tuple(keys)
+    msg = (
+        f"{setting} must be a secret of {_SHORTEST_KEY_BYTES} bytes or more, such as what "
+        'python -c "import secrets; print(secrets.token_hex(32))" prints, a list of such, of which '
+        f"the first signs, or None for unsigned events. Got {got}."
+    )
+    raise ConfigurationError(msg)
+
+
+def _check_redact(setting: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and "." in value and all(map(str.isidentifier, value.split("."))):
+        return value
+    msg = (
+        f"{setting} must be the dotted path of a function, such as 'shop.privacy.redact', or None, "
+        f"got {shown(value)}."
+    )
+    raise ConfigurationError(msg)
+
+
 class Settings(NamedTuple):  # made sooner than a dataclass, and without msgspec
     """The checked settings of one process.
 
@@ -130,6 +233,15 @@ class Settings(NamedTuple):  # made sooner than a dataclass, and without msgspec
         payload: whether events carry `args`, `kwargs` and `result`.
         traceback_limit: characters of a traceback that are kept.
         events: names of the event types that are produced; None is all.
+        relay_url: of the broker that events go through to remote consumers, or of
+            several, with ";" between them; None is the app's own.
+        relay_lease: seconds after which what a silent replica has goes to another.
+        relay_max_bytes: of waiting events, of each group or event type.
+        relay_ttl: seconds after which a waiting event is dropped.
+        relay_max_deliveries: after how many an event goes to the dead letters.
+        relay_key: what events are signed with, the first of them, and accepted
+            with, any of them; None signs nothing, and accepts what isn't signed.
+        redact: dotted path of the function that sees each event before it leaves.
     """
 
     enabled: bool = False
@@ -139,6 +251,19 @@ class Settings(NamedTuple):  # made sooner than a dataclass, and without msgspec
     payload: bool = True
     traceback_limit: int = 10_000
     events: tuple[str, ...] | None = None
+    relay_url: str | None = None
+    relay_lease: float = 60.0
+    relay_max_bytes: int = 256 * 1024 * 1024
+    relay_ttl: float = 7 * 86_400.0
+    relay_max_deliveries: int = 5
+    relay_key: tuple[bytes, ...] | None = None
+    redact: str | None = None
+
+    def __repr__(self) -> str:
+        """Show the settings, but no secret."""
+        fields = self._asdict()
+        shown_fields = (f"{name}={_shown_setting(name, fields[name])}" for name in fields)
+        return f"Settings({', '.join(shown_fields)})"
 
 
 _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
@@ -149,7 +274,21 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "payload": check_flag,
     "traceback_limit": _check_characters,
     "events": _check_event_names,
+    "relay_url": _check_relay_url,
+    "relay_lease": _check_lease,
+    "relay_max_bytes": _check_bytes,
+    "relay_ttl": _check_ttl,
+    "relay_max_deliveries": _check_deliveries,
+    "relay_key": _check_relay_key,
+    "redact": _check_redact,
 }
+
+#: Those that no message, log line or `repr` shows.
+_SECRETS = frozenset({"relay_url", "relay_key"})
+
+
+def _shown_setting(name: str, value: object) -> str:
+    return "'...'" if name in _SECRETS and value is not None else shown(value)
 
 
 def load(
@@ -181,8 +320,8 @@ def load(
         if name in given and given[name] != value:
             msg = (
                 f"{spelled[name]} and {key} are the same setting with different values, "
-                f"{shown(configuration[spelled[name]])} and {shown(configuration[key])}. "
-                "Remove one."
+                f"{_shown_setting(name, configuration[spelled[name]])} and "
+                f"{_shown_setting(name, configuration[key])}. Remove one."
             )
             raise ConfigurationError(msg)
         given[name], spelled[name] = value, key

@@ -25,6 +25,13 @@ GIVEN: dict[str, tuple[object, object]] = {
     "payload": (False, False),
     "traceback_limit": (0, 0),
     "events": ([JobFailed, "JobEnded"], ("JobEnded", "JobFailed")),
+    "relay_url": ("redis://here;redis://there", "redis://here;redis://there"),
+    "relay_lease": (5, 5.0),
+    "relay_max_bytes": (1024**2, 1024**2),
+    "relay_ttl": (60, 60.0),
+    "relay_max_deliveries": (1, 1),
+    "relay_key": ("k" * 16, (b"k" * 16,)),
+    "redact": ("shop.privacy.redact", "shop.privacy.redact"),
 }
 
 NAMES = list(Settings._fields)
@@ -212,6 +219,63 @@ def test_a_wrong_word_in_the_environment_is_an_error_that_says_so() -> None:
             ["JobFailed", 5],
             "broadcast_events must hold event types or their names, got 5 in it.",
         ),
+        (
+            "broadcast_relay_url",
+            "localhost:6379",
+            (
+                "broadcast_relay_url must be the URL of a Redis or RabbitMQ, such as "
+                "'redis://localhost:6379/1' or 'amqp://localhost//', several with ';' between "
+                "them, or None for the app's broker_url. Got a str, not shown here, as it may hold "
+                "a password."
+            ),
+        ),
+        (
+            "broadcast_relay_lease",
+            0.5,
+            (
+                "broadcast_relay_lease must be a number of seconds of 1 or more (at most a day), "
+                "got 0.5."
+            ),
+        ),
+        (
+            "broadcast_relay_max_bytes",
+            1000,
+            (
+                "broadcast_relay_max_bytes must be a number of bytes, from 1,048,576 (1 MiB) to "
+                "1,099,511,627,776 (1 TiB), got 1000."
+            ),
+        ),
+        (
+            "broadcast_relay_ttl",
+            0,
+            (
+                "broadcast_relay_ttl must be a number of seconds of 1 or more (at most 49 days, "
+                "4,233,600), got 0."
+            ),
+        ),
+        (
+            "broadcast_relay_max_deliveries",
+            0,
+            "broadcast_relay_max_deliveries must be a number of deliveries from 1 to 1,000, got 0.",
+        ),
+        (
+            "broadcast_relay_key",
+            "hush-hush",
+            (
+                "broadcast_relay_key must be a secret of 16 bytes or more, such as what "
+                'python -c "import secrets; print(secrets.token_hex(32))" prints, a list of such, '
+                "of which the first signs, or None for unsigned events. "
+                "Got one of 9 bytes, which can be guessed."
+            ),
+        ),
+        (
+            "broadcast_redact",
+            "redact",
+            (
+                "broadcast_redact must be the dotted path of a function, such as "
+                "'shop.privacy.redact', or None, got 'redact'."
+            ),
+        ),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_the_setting_the_value_and_what_is_allowed(
@@ -230,11 +294,41 @@ def test_a_wrong_value_is_an_error_that_names_the_setting_the_value_and_what_is_
         ("payload", ["ja", None]),
         ("traceback_limit", [None, True, 1.0, "10", -(10**5000)]),
         ("events", [JobFailed, {}, {"JobFailed": 1}, 5, [None], [["JobFailed"]]]),
+        ("relay_url", ["", "redis", "://x", 5, b"redis://", ["redis://here"], "redis://a b"]),
+        ("relay_lease", [0, -1, math.nan, math.inf, None, True, "60", 86_401]),
+        ("relay_max_bytes", [0, -1, 1024.0**3, None, True, "1G", 1024**5]),
+        ("relay_ttl", [0, -1, math.nan, math.inf, None, True, "60", 4_233_601, 10**400]),
+        ("relay_max_deliveries", [0, -1, 5.0, None, True, "5", 1_001]),
+        ("relay_key", ["", b"short", 5, [], ["k" * 16, "short"], ["k" * 16, None], {}]),
+        ("redact", ["", ".", "shop.", "shop..redact", "shop:redact", print, 5]),
     ],
 )
 def test_a_wrong_value_is_an_error_whatever_it_is(name: str, values: list[object]) -> None:
     for value in [*values, Unshowable()]:
         assert f"broadcast_{name}" in complaint({f"broadcast_{name}": value})
+
+
+def test_no_message_and_no_repr_shows_a_password_or_a_key() -> None:
+    url, key = "redis://:hush@here/0", "hush" * 8
+    loaded = load({"broadcast_relay_url": url, "broadcast_relay_key": key}, {})
+    shown = [repr(loaded), str(loaded), f"{loaded}"]
+    for name, values in {"url": (url, f"{url}1"), "key": (key, f"{key}1")}.items():
+        spellings = (f"broadcast_relay_{name}", f"CELERY_BROADCAST_RELAY_{name.upper()}")
+        shown.append(complaint(dict(zip(spellings, values, strict=True))))
+    shown += [
+        complaint({"broadcast_relay_url": "hush"}),
+        complaint({"broadcast_relay_key": "hush"}),
+    ]
+
+    assert not [text for text in shown if "hush" in text]
+    assert "relay_lease=60.0" in shown[0]
+
+
+def test_several_keys_are_kept_in_their_order() -> None:
+    assert load_one("broadcast_relay_key", ["b" * 16, b"a" * 16]).relay_key == (
+        b"b" * 16,
+        b"a" * 16,
+    )
 
 
 def test_a_value_that_cant_be_shown_is_named_by_its_type() -> None:
