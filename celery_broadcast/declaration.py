@@ -14,6 +14,8 @@ from celery_broadcast.consumer import Consumer, FunctionConsumer
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import Event, JobEvent
 from celery_broadcast.options import (
+    RUN_TIME_OPTIONS,
+    check_group_name,
     check_is_no_generator,
     check_options,
     check_takes_one_event,
@@ -59,6 +61,12 @@ if TYPE_CHECKING:
         stuck_after: float | None
         restart: Restart | None
 
+    class DeclaredOptions(Options[E], Generic[E], total=False):
+        """And what only a consumer can that is declared: docs/consumers.md."""
+
+        remote: bool | None
+        payload: Literal["text", "json"] | None
+
     class Decorator(Protocol[A]):
         """Declares what it decorates and gives it back untouched."""
 
@@ -73,18 +81,18 @@ if TYPE_CHECKING:
 @overload
 def on_job_event(consumer: C, /) -> C: ...
 @overload
-def on_job_event(**options: Unpack[Options[JobEvent]]) -> Decorator[JobEvent]: ...
+def on_job_event(**options: Unpack[DeclaredOptions[JobEvent]]) -> Decorator[JobEvent]: ...
 @overload
 def on_job_event(
-    *, batch: Batch, **options: Unpack[Options[JobEvent]]
+    *, batch: Batch, **options: Unpack[DeclaredOptions[JobEvent]]
 ) -> Decorator[list[JobEvent]]: ...
 @overload
 def on_job_event(
-    first: type[E], second: type[E2], /, **options: Unpack[Options[E | E2]]
+    first: type[E], second: type[E2], /, **options: Unpack[DeclaredOptions[E | E2]]
 ) -> Decorator[E | E2]: ...
 @overload
 def on_job_event(
-    first: type[E], second: type[E2], /, *, batch: Batch, **options: Unpack[Options[E | E2]]
+    first: type[E], second: type[E2], /, *, batch: Batch, **options: Unpack[DeclaredOptions[E | E2]]
 ) -> Decorator[list[E | E2]]: ...
 @overload
 def on_job_event(
@@ -92,7 +100,7 @@ def on_job_event(
     second: type[E2],
     third: type[E3],
     /,
-    **options: Unpack[Options[E | E2 | E3]],
+    **options: Unpack[DeclaredOptions[E | E2 | E3]],
 ) -> Decorator[E | E2 | E3]: ...
 @overload
 def on_job_event(
@@ -102,15 +110,15 @@ def on_job_event(
     /,
     *,
     batch: Batch,
-    **options: Unpack[Options[E | E2 | E3]],
+    **options: Unpack[DeclaredOptions[E | E2 | E3]],
 ) -> Decorator[list[E | E2 | E3]]: ...
 @overload
 def on_job_event(  # type: ignore[overload-overlap]  # a class can be called, too
-    first: type[E], /, *events: type[E], **options: Unpack[Options[E]]
+    first: type[E], /, *events: type[E], **options: Unpack[DeclaredOptions[E]]
 ) -> Decorator[E]: ...
 @overload
 def on_job_event(
-    first: type[E], /, *events: type[E], batch: Batch, **options: Unpack[Options[E]]
+    first: type[E], /, *events: type[E], batch: Batch, **options: Unpack[DeclaredOptions[E]]
 ) -> Decorator[list[E]]: ...
 @overload
 def on_job_event(consumer: Callable[[JobEvent], R], /) -> Callable[[JobEvent], R]: ...
@@ -130,8 +138,9 @@ def on_job_event(*arguments: Any, **options: Any) -> Any:
             every event of a job. Or, with the bare `@on_job_event`, the consumer.
         **options: which events, by `task`, `queue`, `exception`, `state` and
             `selector`; where they wait, by `name`, `mailbox_size` and `overflow`;
-            and how they come, by `batch`, `concurrency`, `partition_by`, `retry`,
-            `rate_limit`, `stuck_after` and `restart`. docs/consumers.md has each
+            how they come, by `batch`, `concurrency`, `partition_by`, `retry`,
+            `rate_limit`, `stuck_after` and `restart`; and whether it runs in
+            another process, by `remote` and `payload`. docs/consumers.md has each
             with its unit and default.
 
     Raises:
@@ -214,7 +223,7 @@ def subscribe(consumer: Any, /, *events: Any, **options: Any) -> Subscription:
     Args:
         consumer: a function of one event, `async` or not, or a `Consumer` class.
         *events: the event types wanted; none is every event of a job.
-        **options: as those of `on_job_event`.
+        **options: as those of `on_job_event`, but for `remote` and `payload`.
 
     Returns:
         The subscription, to pause, resume and cancel it.
@@ -222,7 +231,8 @@ def subscribe(consumer: Any, /, *events: Any, **options: Any) -> Subscription:
     Raises:
         ConfigurationError: as `on_job_event`.
     """
-    return _declare("subscribe", consumer, check_options("subscribe", events, options))
+    checked = check_options("subscribe", events, options, RUN_TIME_OPTIONS)
+    return _declare("subscribe", consumer, checked)
 
 
 def _declare(caller: str, consumer: Any, fields: dict[str, Any]) -> Subscription:
@@ -240,6 +250,8 @@ def _declare(caller: str, consumer: Any, fields: dict[str, Any]) -> Subscription
     if not name or name == "<lambda>":
         msg = f'{consumer!r} has no name of its own. Give it one: {caller}(..., name="...").'
         raise ConfigurationError(msg)
+    if fields.get("remote"):
+        check_group_name(name)
     make_consumer: Callable[[], Consumer]
     if isinstance(consumer, type):
         make_consumer, is_async = _check_consumer_class(consumer)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from typing import Any
 
 from celery_broadcast import settings
 from celery_broadcast.batch import Batch
 from celery_broadcast.errors import ConfigurationError
+from celery_broadcast.events import EVENT_TYPES, Event, JobEnded, JobEvent
 from celery_broadcast.rate_limit import check_rate_limit
 from celery_broadcast.restarts import Restart
 from celery_broadcast.selection import check_selection
@@ -19,12 +21,26 @@ STREAM_OPTIONS = (
     *("task", "queue", "exception", "state", "selector", "name"),
     *("mailbox_size", "overflow"),
 )
-OPTIONS = (
+#: What a consumer can ask for that is subscribed at run time.
+RUN_TIME_OPTIONS = (
     *STREAM_OPTIONS,
     *("batch", "concurrency", "partition_by", "retry", "rate_limit", "stuck_after", "restart"),
 )
+#: What a consumer can ask for that is declared.
+_DECLARED_ONLY = ("remote", "payload")
+OPTIONS = (*RUN_TIME_OPTIONS, *_DECLARED_ONLY)
+
+#: The event types that a remote consumer can ask for.
+JOB_EVENTS = frozenset({JobEvent, JobEnded, *EVENT_TYPES.values()})
+
+#: How the values of a job can travel to a remote consumer.
+PAYLOADS = ("text", "json")
 
 _MOST_CONCURRENT = 1_000
+
+# It is a part of the names that the broker knows a consumer's events by, and what
+# has this end there are the dead letters of another.
+_GROUP_NAME = re.compile(r"[\w.-]{1,100}(?<!\.dead-letters)", re.ASCII)
 
 
 def check_options(
@@ -44,8 +60,15 @@ def check_options(
     Raises:
         ConfigurationError: something of it is wrong.
     """
-    for option in options:
+    for option, value in options.items():
         if option not in known:
+            if option in _DECLARED_ONLY:
+                msg = (
+                    f"{caller} has no option {option!r}: a remote consumer runs in another "
+                    "process, which finds it by its declaration. Declare it with "
+                    f"@on_job_event(..., {option}={shown(value)})."
+                )
+                raise ConfigurationError(msg)
             import difflib  # noqa: PLC0415  # misspelling is rare, and this slow to load
 
             close = difflib.get_close_matches(option, known, n=1)
@@ -75,6 +98,7 @@ def check_options(
             "restart", options["restart"], Restart, 'Restart("transient")'
         )
     _check_partitions(fields)
+    _check_remote(caller, options, fields)
     return fields
 
 
@@ -150,6 +174,61 @@ def _check_partitions(fields: dict[str, Any]) -> None:
         msg = (
             "partition_by= changes nothing without concurrency=: one event after the other, all "
             "stay in order. Write how many run at once, such as concurrency=4."
+        )
+        raise ConfigurationError(msg)
+
+
+def _check_remote(caller: str, options: dict[str, Any], fields: dict[str, Any]) -> None:
+    remote, payload = options.get("remote"), options.get("payload")
+    if remote is not None and not isinstance(remote, bool):
+        msg = (
+            f"remote={shown(remote)} is neither True nor False. Write remote=True for a consumer "
+            "that runs in `celery broadcast consume`, not in the worker."
+        )
+        raise ConfigurationError(msg)
+    if payload is not None and not (isinstance(payload, str) and payload in PAYLOADS):
+        msg = (
+            f"payload={shown(payload)} is no way to send args, kwargs and result. Use 'text' "
+            "(each as its shortened repr) or 'json' (what is JSON, as it is)."
+        )
+        raise ConfigurationError(msg)
+    if not remote:
+        if payload is not None:
+            msg = (
+                f"payload={shown(payload)} changes nothing without remote=True: a consumer in the "
+                "worker gets the values themselves. Leave it out, or add remote=True."
+            )
+            raise ConfigurationError(msg)
+        return
+    for event_type in fields["selection"].events:
+        if event_type not in JOB_EVENTS:
+            name = event_type.__name__
+            remedy = (
+                "Use JobEvent for every event of a job"
+                if event_type is Event
+                else "Leave remote=True out, or send a job of your own"
+            )
+            msg = (
+                f"{caller}({name}, remote=True) can't be: only the events of jobs go to another "
+                f"process, and {name} is none of them. {remedy}."
+            )
+            raise ConfigurationError(msg)
+    fields["remote"] = True
+    fields["payload"] = payload or PAYLOADS[0]
+
+
+def check_group_name(name: str) -> None:
+    """Refuse a name that no broker should see: a remote consumer's is a part of names there.
+
+    Raises:
+        ConfigurationError: it has other characters than letters, digits, `_`, `.` and `-`, is
+            too long, or ends as the dead letters of another do.
+    """
+    if not _GROUP_NAME.fullmatch(name):
+        msg = (
+            f"name={shown(name)} can't be that of a remote consumer: it names its events on the "
+            "broker. Use at most 100 letters (a-z, A-Z), digits, '_', '-' and '.', not ending in "
+            "'.dead-letters', such as name='payments-audit'."
         )
         raise ConfigurationError(msg)
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from celery_broadcast.retry import Retry
     from celery_broadcast.switch import Live
 
+#: The name of the broadcast's own consumer, which sends to remote ones.
+RELAY = "relay"
+
 #: Stands for "as `broadcast_mailbox_size` says", since None means no bound.
 FROM_SETTINGS = -1
 
@@ -46,6 +49,8 @@ class Subscription(msgspec.Struct, frozen=True, eq=False):
         rate_limit: calls per second at most; None is without a limit.
         stuck_after: seconds after which a call is said to hang; None is never.
         restart: when it starts again after a crash.
+        remote: whether it runs in `celery broadcast consume`, not in the worker.
+        payload: how `args`, `kwargs` and `result` come to it there, "text" or "json".
         is_async: whether its methods are coroutines.
         declared_at: the file and line of the declaration.
         code: of the function, or of the class's `handle`; None if that isn't Python's,
@@ -68,6 +73,8 @@ class Subscription(msgspec.Struct, frozen=True, eq=False):
     rate_limit: float | None = None
     stuck_after: float | None = None
     restart: Restart = msgspec.field(default_factory=Restart)
+    remote: bool = False
+    payload: str = "text"
     is_async: bool = False
     declared_at: str = ""
     code: CodeType | None = None
@@ -155,6 +162,13 @@ class Registry:
             ConfigurationError: another consumer has the same name, or the
                 broadcast is on and this process can't run it.
         """
+        if subscription.name == RELAY:
+            msg = (
+                f"A consumer can't be named {RELAY!r} ({subscription.declared_at}): so is the "
+                "broadcast's own, which sends events to remote consumers. Give it another "
+                'name="...".'
+            )
+            raise ConfigurationError(msg)
         if self._check is not None:
             self._check(subscription)
         with self._changing:

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "selection": {"errors", "events", "settings"},
     "switch": {"fork"},
     "options": {
-        *("batch", "errors", "rate_limit", "restarts", "selection", "settings"),
+        *("batch", "errors", "events", "rate_limit", "restarts", "selection", "settings"),
     },
     "subscription": {
         *("batch", "consumer", "errors", "fork", "restarts", "selection", "settings"),

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from nodes.deadline import wait_until
 from recorder import make_event, subscribe
 
+import celery_broadcast
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer, FunctionConsumer
 from celery_broadcast.declaration import on_job_event
@@ -170,6 +171,46 @@ def test_options_of_how_events_come_may_be_none() -> None:
     for field in ("batch", "concurrency", "partition_by", "retry", "rate_limit", "stuck_after"):
         assert getattr(first, field) == getattr(second, field)
     assert (first.restart, first.selection) == (second.restart, second.selection)
+
+
+def test_a_remote_consumer_says_how_it_wants_the_values_of_a_job() -> None:
+    @on_job_event(JobFailed, remote=True)
+    def pager(event: JobFailed) -> None: ...
+
+    @on_job_event(remote=True, payload="json", name="audit-2.eu")
+    def audit(event: JobEvent) -> None: ...
+
+    @on_job_event(remote=False)
+    def here(event: JobEvent) -> None: ...
+
+    assert [(each.remote, each.payload) for each in registry.subscriptions] == [
+        (True, "text"),
+        (True, "json"),
+        (False, "text"),
+    ]
+
+
+@pytest.mark.parametrize("option", ["remote", "payload"])
+def test_only_a_declared_consumer_can_be_remote(option: str) -> None:
+    for function in (celery_broadcast.subscribe, celery_broadcast.stream):
+        call: Any = function
+        arguments = (print,) if function is celery_broadcast.subscribe else ()
+        with pytest.raises(ConfigurationError) as caught:
+            call(*arguments, **{option: True})
+        assert str(caught.value) == (
+            f"{function.__name__} has no option {option!r}: a remote consumer runs in another "
+            "process, which finds it by its declaration. Declare it with "
+            f"@on_job_event(..., {option}=True)."
+        )
+
+
+def test_the_name_of_the_broadcasts_own_consumer_is_taken() -> None:
+    with pytest.raises(ConfigurationError, match="A consumer can't be named 'relay'") as caught:
+
+        @on_job_event(name="relay")
+        def trail(event: JobEvent) -> None: ...
+
+    assert "Give it another name=" in str(caught.value)
 
 
 def test_an_option_of_none_is_as_good_as_none_given() -> None:
@@ -479,8 +520,45 @@ WRONG: dict[str, str] = {
     "@on_job_event(filter=print)\ndef page(event): ...": (
         "on_job_event has no option 'filter'. There are: task, queue, exception, state, selector, "
         "name, mailbox_size, overflow, batch, concurrency, partition_by, retry, rate_limit, "
-        "stuck_after, restart."
+        "stuck_after, restart, remote, payload."
     ),
+    **{
+        f"@on_job_event(remote={remote})\ndef page(event): ...": (
+            f"remote={remote} is neither True nor False. Write remote=True for a consumer that "
+            "runs in `celery broadcast consume`, not in the worker."
+        )
+        for remote in ("1", "'yes'", "[]")
+    },
+    **{
+        f"@on_job_event(remote=True, payload={payload})\ndef page(event): ...": (
+            f"payload={payload} is no way to send args, kwargs and result. Use 'text' (each as its "
+            "shortened repr) or 'json' (what is JSON, as it is)."
+        )
+        for payload in ("'pickle'", "True", "''")
+    },
+    "@on_job_event(payload='json')\ndef page(event): ...": (
+        "payload='json' changes nothing without remote=True: a consumer in the worker gets the "
+        "values themselves. Leave it out, or add remote=True."
+    ),
+    "@on_job_event(Event, remote=True)\ndef page(event): ...": (
+        "on_job_event(Event, remote=True) can't be: only the events of jobs go to another "
+        "process, and Event is none of them. Use JobEvent for every event of a job."
+    ),
+    (
+        "class Incident(Event, frozen=True): ...\n"
+        "@on_job_event(JobFailed, Incident, remote=True)\ndef page(event): ..."
+    ): (
+        "on_job_event(Incident, remote=True) can't be: only the events of jobs go to another "
+        "process, and Incident is none of them. Leave remote=True out, or send a job of your own."
+    ),
+    **{
+        f"@on_job_event(remote=True, name={name})\ndef page(event): ...": (
+            f"name={name} can't be that of a remote consumer: it names its events on the broker. "
+            "Use at most 100 letters (a-z, A-Z), digits, '_', '-' and '.', not ending in "
+            "'.dead-letters', such as name='payments-audit'."
+        )
+        for name in ("'two words'", "'a:b'", "'é'", "'*'", "'pager.dead-letters'", f"'{101 * 'x'}'")
+    },
     "@on_job_event(selector='retries')\ndef page(event): ...": (
         "selector='retries' can't be called. Write: selector=lambda event: ..."
     ),

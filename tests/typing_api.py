@@ -140,6 +140,14 @@ async def coroutine(event: JobFailed) -> str:
     return event.exception_type
 
 
+@on_job_event(JobFailed, remote=True, payload="json")
+def elsewhere(event: JobFailed) -> None: ...
+
+
+@on_job_event(JobFailed, JobFinished, remote=True, batch=Batch())
+async def elsewhere_in_batches(events: list[JobFailed | JobFinished]) -> None: ...
+
+
 # The argument is inferred from the event types, and from `batch`.
 on_job_event(JobFailed, name="one")(lambda event: event.exception_type)
 on_job_event(JobFailed, name="many", batch=Batch())(lambda events: events[0].exception_type)
