@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 
 class Consumer:
@@ -35,6 +36,28 @@ class Consumer:
 
     def teardown(self) -> Awaitable[None] | None:
         """Let go of what `setup` took: called at the drain and before a restart."""
+
+
+class Situation(Protocol):
+    """How a consumer stands in its process."""
+
+    stop_requested: threading.Event
+    is_over: threading.Event
+
+    def dropped(self) -> int:
+        """Return how many of its events were ever dropped."""
+
+
+class PatientConsumer(Consumer):
+    """One of our own, which waits within `handle` until it can do what it has to.
+
+    Attributes:
+        situation: tells it when to hurry, since a stop was requested, and when to
+            leave it at that, since what it has in hand is counted as dropped. Set
+            before `setup`.
+    """
+
+    situation: Situation
 
 
 class FunctionConsumer(Consumer):

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
 
 from celery_broadcast.counts import DRAIN_TIMEOUT
 from celery_broadcast.crew import Crew
@@ -18,6 +19,9 @@ from celery_broadcast.reader import Reader
 from celery_broadcast.selection import Kind
 from celery_broadcast.settings import Settings
 from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
+
+#: Makes the relay to remote consumers, a consumer of our own.
+MakeRelay: TypeAlias = Callable[[tuple[Subscription, ...]], Subscription]
 
 # How long a drain waits, after its deadline, for coroutines that it has cancelled: the
 # process may be about to end, and theirs to clean up with it.
@@ -35,6 +39,7 @@ class Consumers:
         registry: the subscriptions; later ones are taken up as they come.
         ledger: knows where each consumer is counted.
         new_post: makes what an idle consumer waits at; None is its mailbox alone.
+        relay: sends to remote consumers; without one they run here like the others.
     """
 
     def __init__(
@@ -43,11 +48,15 @@ class Consumers:
         registry: Registry,
         ledger: Ledger,
         new_post: Callable[[], Post] | None = None,
+        relay: MakeRelay | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._ledger = ledger
         self._new_post = new_post
+        self._make_relay = relay
+        # What was made for which remote ones.
+        self._relay: tuple[tuple[Subscription, ...], Subscription] | None = None
         self._losses: dict[str, Losses] = {}
         self._before: dict[str, Crew | Reader] = {}
         #: Whether a consumer starts with its first event only, not at once.
@@ -77,6 +86,23 @@ class Consumers:
 
     # Who is there.
 
+    def wanted(self) -> tuple[Subscription, ...]:
+        """Return the subscriptions that are to run in this process; on any thread.
+
+        Remote ones aren't: the relay is in their place. With other remote ones
+        it is another, which begins as the one before ends.
+
+        Raises:
+            Exception: what is needed for the relay can't be loaded.
+        """
+        known = self._registry.subscriptions
+        remote = tuple(each for each in known if each.remote)
+        if self._make_relay is None or not remote:
+            return known
+        if self._relay is None or self._relay[0] != remote:
+            self._relay = remote, self._make_relay(remote)
+        return (*(each for each in known if not each.remote), self._relay[1])
+
     def take_up(self) -> None:
         """Look whether there are other subscriptions than before.
 
@@ -85,9 +111,10 @@ class Consumers:
         if self._registry.subscriptions is self._known:
             return
         self._known = self._registry.subscriptions
-        self._let_go()
+        wanted = self.wanted()
+        self._let_go(wanted)
         dispatcher = self._dispatcher
-        for subscription in self._known:
+        for subscription in wanted:
             name = subscription.name
             if name in self._here or subscription.switch.is_cancelled:
                 continue
@@ -124,9 +151,9 @@ class Consumers:
                 crew.start()
         self._asleep = [crew for crew in self._asleep if not crew.mailbox.stats().pending]
 
-    def _let_go(self) -> None:
+    def _let_go(self, wanted: Sequence[Subscription]) -> None:
         """Send nothing more to cancelled consumers, and to those declared anew since."""
-        known = {subscription.name: subscription for subscription in self._known}
+        known = {subscription.name: subscription for subscription in wanted}
         for name, crew in list(self._here.items()):
             is_cancelled = crew.subscription.switch.is_cancelled
             # Its switch is what is its own: a stream is registered as a copy.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from celery_broadcast.counts import ConsumerStats
     from celery_broadcast.events import Event
     from celery_broadcast.producer import Drained, Producer
-    from celery_broadcast.subscription import Registry
+    from celery_broadcast.subscription import Registry, Subscription
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -143,7 +143,8 @@ def broadcasting(*, enabled: bool = True) -> Iterator[None]:
 
     An app that is configured or uninstalled in the block changes nothing in
     it: what its configuration says counts from the block's end on. Blocks can
-    be nested.
+    be nested. Remote consumers run in the block as the others do: nothing is
+    sent to a broker.
 
     Args:
         enabled: whether the broadcast is on in the block.
@@ -263,7 +264,7 @@ def _apply(app: Any) -> None:
         logger.info("broadcast is installed but off")
         return
     if _bridge is None:
-        _bridge = _new_bridge(loaded)
+        _bridge = _new_bridge(loaded, app)
         _quieten_all_but_one()
         _bridge.connect()
     elif loaded != _bridge.settings:
@@ -275,18 +276,43 @@ def _apply(app: Any) -> None:
     _apps.add(app)
 
 
-def _new_bridge(loaded: settings.Settings) -> Bridge:
+def _new_bridge(loaded: settings.Settings, app: Celery | None = None) -> Bridge:
     """Load the core, which is absent while the broadcast is off.
 
+    Args:
+        loaded: the settings.
+        app: whose broker events go through to remote consumers; without one
+            those run here.
+
     Raises:
-        ConfigurationError: a consumer can't run in this process.
+        ConfigurationError: a consumer can't run in this process, or be reached from it.
     """
     from celery_broadcast.bridge import Bridge  # noqa: PLC0415
     from celery_broadcast.greenlets import check_runs_here  # noqa: PLC0415
     from celery_broadcast.producer import Producer  # noqa: PLC0415
 
-    _registry().check_each(check_runs_here)
-    return Bridge(loaded, Producer(loaded, _registry()))
+    if app is None:
+        _registry().check_each(check_runs_here)
+        return Bridge(loaded, Producer(loaded, _registry()))
+    its = weakref.ref(app)  # the broadcast of a process keeps no app alive
+
+    def check(subscription: Subscription) -> None:
+        if subscription.remote:
+            from celery_broadcast.relay.choice import Choice  # noqa: PLC0415  # as below
+
+            Choice(its, loaded).check()
+        else:
+            check_runs_here(subscription)
+
+    def make_relay(remote: tuple[Subscription, ...]) -> Subscription:
+        # Absent as long as nothing is remote.
+        from celery_broadcast.relay.choice import Choice  # noqa: PLC0415
+        from celery_broadcast.relay.outgoing import subscription_of  # noqa: PLC0415
+
+        return subscription_of(Choice(its, loaded), remote)
+
+    _registry().check_each(check)
+    return Bridge(loaded, Producer(loaded, _registry(), relay=make_relay))
 
 
 def _registry() -> Registry:

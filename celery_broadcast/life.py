@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from celery_broadcast import django_connections, notices
-from celery_broadcast.consumer import Consumer
+from celery_broadcast.consumer import Consumer, PatientConsumer
 from celery_broadcast.counts import CANCELLED, IN_RUNS
 from celery_broadcast.dispatcher import Delivery, Item, delivery_of
 from celery_broadcast.intake import NO_KEY, Work
@@ -65,6 +65,8 @@ class Life:
         """
         with self._station.call(what="its setup"):
             consumer = self._station.subscription.make_consumer()
+            if isinstance(consumer, PatientConsumer):
+                consumer.situation = self._station
             refuse_coroutine(consumer.setup(), "setup", _REMEDY)
         self._consumer = consumer
         self._is_plain = self._station.is_plain() and not django_connections.is_used()

@@ -17,7 +17,7 @@ import blinker
 import msgspec
 
 from celery_broadcast import fork, notices
-from celery_broadcast.consumers import Consumers, finish
+from celery_broadcast.consumers import Consumers, MakeRelay, finish
 from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, stats_of
 from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Delivery, Item, Route, delivery_of
@@ -118,14 +118,21 @@ class Producer:
         settings: sizes, policies and the drain's timeout.
         registry: the subscriptions; later ones are taken up as they come.
         inbox_size: how many events may wait for the producer's thread.
+        relay: sends to remote consumers; without one they run here like the others.
     """
 
     def __init__(
-        self, settings: Settings, registry: Registry, *, inbox_size: int = INBOX_SIZE
+        self,
+        settings: Settings,
+        registry: Registry,
+        *,
+        inbox_size: int = INBOX_SIZE,
+        relay: MakeRelay | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._inbox_size = inbox_size
+        self._relay = relay
         #: The numbers of every consumer.
         self.ledger: Ledger = Ledger()
         self._slots: Slots | None = None
@@ -157,7 +164,7 @@ class Producer:
         self._refusing = threading.Lock()
         #: Those of this process, known to the producer's thread.
         self.consumers: Consumers = Consumers(
-            self._settings, self._registry, self.ledger, self._new_post
+            self._settings, self._registry, self.ledger, self._new_post, self._relay
         )
         self._stopping: tuple[Crew | Reader, ...] = ()
         self._trouble = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_TROUBLES)
@@ -261,7 +268,7 @@ class Producer:
 
     def _own_stats(self) -> dict[str, ConsumerStats]:
         nothing = Counts().stats()
-        stats = {subscription.name: nothing for subscription in self._registry.subscriptions}
+        stats = {subscription.name: nothing for subscription in self.consumers.wanted()}
         for name, counts in self.ledger.own().items():
             with counts.lock:
                 numbers = counts.snapshot()

@@ -102,6 +102,36 @@ class Selection(msgspec.Struct, frozen=True):
         )
 
 
+class AnyOf(Selection, frozen=True):
+    """What any of several selections wants, of the event types of jobs.
+
+    `events` has theirs, and the rest of it is as if they had asked for nothing else.
+
+    Attributes:
+        selections: the several.
+    """
+
+    selections: tuple[Selection, ...] = ()
+
+    @property
+    def is_of_types(self) -> bool:
+        """Whether they look at nothing but the type of an event."""
+        return all(selection.is_of_types for selection in self.selections)
+
+    def wants(self, kind: Kind) -> bool:
+        """Tell whether any of them wants events of this kind."""
+        return EVENT_TYPES.get(kind[0].__name__) is kind[0] and any(
+            selection.wants(kind) for selection in self.selections
+        )
+
+
+def any_of(selections: Iterable[Selection]) -> AnyOf:
+    """Return what any of them wants."""
+    several = tuple(selections)
+    events = dict.fromkeys(event_type for each in several for event_type in each.events)
+    return AnyOf(events=tuple(events), selections=several)
+
+
 def _is_below(wanted: type[BaseException], bases: tuple[type, ...], names: set[str | None]) -> bool:
     return wanted in bases or qualified_name(wanted) in names
 

@@ -71,6 +71,10 @@ class Station:
         limit = subscription.stuck_after
         self.calls: Calls | None = None if limit is None else Calls(self.name, limit)
 
+    def dropped(self) -> int:
+        """Return how many of the consumer's events were ever dropped."""
+        return self.mailbox.stats().dropped_total
+
     def is_plain(self) -> bool:
         """Tell whether a call is about one event, and there is nothing else to it."""
         asked = self.subscription

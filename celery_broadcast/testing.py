@@ -291,7 +291,8 @@ def broadcast() -> Iterator[Broadcast]:
     """Have the real broadcast on in the block, consumers, threads and all.
 
     The consumers that are declared in the block are forgotten after it, those
-    declared before it take part.
+    declared before it take part. Remote ones run here as the others do, with the
+    event itself: no broker is needed, and what they are is what is tested.
 
     Raises:
         BroadcastError: called by a consumer, which would wait for itself.

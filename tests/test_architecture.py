@@ -136,6 +136,13 @@ MAY_IMPORT = {
     "relay.routing": {"relay.transport"},
     "relay.amqp_link": {"errors"},
     "relay.rabbitmq": {"errors", "relay.amqp_link", "relay.routing", "relay.transport"},
+    "relay.outgoing": {
+        *("batch", "consumer", "errors", "events", "relay.transport", "restarts", "selection"),
+        "subscription",
+    },
+    "relay.choice": {
+        *("errors", "events", "relay.signing", "relay.transport", "relay.wire", "settings"),
+    },
 }
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
@@ -146,14 +153,18 @@ LOADED_LATER = {
     "declaration": {"retry"},
     "streams": {"declaration", "producer"},
     "consumer_thread": {"async_life"},
-    "installation": {"bridge", "events", "greenlets", "muting", "producer", "subscription"},
+    "installation": {
+        *("bridge", "events", "greenlets", "muting", "producer", "relay.choice", "relay.outgoing"),
+        "subscription",
+    },
+    "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},
     "pytest_plugin": {"testing"},
 }
 
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {
     *("bridge", "facts", "plugin", "installation", "rate_limit"),
-    *("relay.amqp_link", "relay.rabbitmq"),
+    *("relay.amqp_link", "relay.choice", "relay.rabbitmq"),
 }
 
 #: What django_connections.py alone imports, in functions.

@@ -236,7 +236,7 @@ def test_the_operations_page_has_every_number_reason_and_notice() -> None:
 
 def test_the_log_lines_of_the_operations_page_are_those_of_the_code() -> None:
     source = "".join(
-        re.sub(r'"\s*"', "", file.read_text()) for file in (ROOT / "celery_broadcast").glob("*.py")
+        re.sub(r'"\s*"', "", file.read_text()) for file in (ROOT / "celery_broadcast").rglob("*.py")
     )
     lines = [line.split("|")[2].strip() for line in OPERATIONS.splitlines() if LEVEL.match(line)]
 

@@ -20,7 +20,7 @@ from celery_broadcast.events import (
     JobStarted,
     qualified_name,
 )
-from celery_broadcast.selection import Selection, check_selection, kind_of
+from celery_broadcast.selection import Selection, any_of, check_selection, kind_of
 
 
 def wants(selection: Selection, event_type: type[JobEvent], task: str, queue: str | None) -> bool:
@@ -288,3 +288,36 @@ def test_what_some_event_can_match_is_none(
     events: tuple[type[Event], ...], options: dict[str, Any]
 ) -> None:
     check_selection("on_job_event", events, options)
+
+
+def test_any_of_several_selections_wants_what_one_of_them_does() -> None:
+    either = any_of(
+        [
+            Selection(events=(JobFailed,), tasks=("shop.*",)),
+            Selection(events=(JobStarted,), queues=("eu",)),
+        ]
+    )
+
+    assert wants(either, JobFailed, "shop.charge", None)
+    assert wants(either, JobStarted, "mail.send", "eu")
+    assert not wants(either, JobFailed, "mail.send", "eu")
+    assert not wants(either, JobStarted, "shop.charge", None)
+    assert not wants(either, JobFinished, "shop.charge", "eu")
+
+
+def test_any_of_several_selections_wants_no_type_of_the_users_own() -> None:
+    class JobFailed(JobEvent, frozen=True): ...
+
+    assert not wants(any_of([Selection()]), JobFailed, "shop.charge", None)
+
+
+def test_any_of_no_selection_wants_nothing() -> None:
+    assert not wants(any_of([]), JobFailed, "shop.charge", None)
+
+
+@pytest.mark.parametrize("tasks", [(), ("shop.*",)])
+def test_any_of_several_selections_looks_at_no_more_than_they_do(tasks: tuple[str, ...]) -> None:
+    either = any_of([Selection(), Selection(events=(JobFailed,), tasks=tasks)])
+
+    assert either.is_of_types is (not tasks)
+    assert either.events == (JobEvent, JobFailed)
