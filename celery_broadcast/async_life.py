@@ -212,12 +212,18 @@ class AsyncLife:
             if self._is_over:
                 return  # cancelled; whoever cut it off counts it
             is_crash = not isinstance(error, Exception | asyncio.CancelledError)
-            # What a crash has cancelled doesn't go on either.
-            station.settle_failed(work, error, is_crash=is_crash or self._is_given_up)
+            # What a crash has cancelled doesn't go on either; the event is not to blame for it.
+            is_innocent = self._is_given_up and isinstance(error, asyncio.CancelledError)
+            station.settle_failed(
+                work,
+                error,
+                is_crash=is_crash or self._is_given_up,
+                outcome="dropped" if is_innocent else "failed",
+            )
             if is_crash:
                 raise
         else:
-            station.mailbox.settle(handled=len(work.deliveries))
+            station.settle_handled(work)
 
     async def _call_consumer(self, argument: Any) -> None:
         retry = self._station.subscription.retry

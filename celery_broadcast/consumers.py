@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from celery_broadcast.counts import DRAIN_TIMEOUT
 from celery_broadcast.crew import Crew
-from celery_broadcast.dispatcher import Dispatcher, Item, Route, delivery_of
+from celery_broadcast.dispatcher import Delivery, Dispatcher, Item, Route, delivery_of
 from celery_broadcast.inbox import Post
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import Losses
@@ -231,6 +231,23 @@ class Consumers:
                 self._wake_up()
             if self._is_any_watched and self._look_due_at is None:
                 self._look_at_calls(time.monotonic())
+
+    def accept(self, name: str, deliveries: Sequence[Delivery]) -> None:
+        """Give events to one consumer alone, whatever it wants; their receipts are settled."""
+        crew = self._here.get(name)
+        if not isinstance(crew, Crew):  # cancelled
+            for delivery in deliveries:
+                if delivery.receipt is not None:
+                    delivery.receipt.settle("dropped")
+            return
+        crew.accept(deliveries)
+        if self._is_any_watched and self._look_due_at is None:
+            self._look_at_calls(time.monotonic())
+
+    def has_given_up(self, name: str) -> bool:
+        """Tell whether a consumer handles nothing more in this process; on any thread."""
+        crew = self._here.get(name)
+        return isinstance(crew, Crew) and crew.has_given_up
 
     def refuse(self, kind: Kind, count: int, reason: str) -> list[str]:
         """Count events that were dropped on their way; return who has lost them."""

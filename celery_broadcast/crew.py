@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 
 from celery_broadcast.consumer_thread import ConsumerThread
 from celery_broadcast.counts import CANCELLED
-from celery_broadcast.dispatcher import Item
+from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.inbox import Post
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
@@ -84,6 +85,10 @@ class Crew:
     def name(self) -> str:
         """The consumer's name."""
         return self.subscription.name
+
+    def accept(self, deliveries: Sequence[Delivery]) -> None:
+        """Have the consumer handle events whose receipts somebody waits for; on any thread."""
+        self._station.accept(deliveries)
 
     def stop(self) -> None:
         """Ask the consumer to handle what waits and then to end; return at once."""

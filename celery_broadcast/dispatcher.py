@@ -10,6 +10,7 @@ import msgspec
 
 from celery_broadcast.events import Event
 from celery_broadcast.mailbox import Mailbox
+from celery_broadcast.receipt import Receipt
 from celery_broadcast.selection import Kind, Selection, kind_of
 
 # Task and queue names can be made up at run time without end.
@@ -28,6 +29,7 @@ class Delivery(msgspec.Struct):
             when what published it was interrupted and can't tell how far it came.
         dispatched_at: when it came to the mailboxes, in seconds of the monotonic
             clock; 0.0 while no consumer asks for batches.
+        receipt: is told what becomes of it; None if nobody waits for that.
     """
 
     event: Event
@@ -35,6 +37,7 @@ class Delivery(msgspec.Struct):
     note: int | None = None
     taken: bool = False
     dispatched_at: float = 0.0
+    receipt: Receipt | None = None
 
 
 #: What goes from hand to hand: an event, with its delivery only where there is more to it.

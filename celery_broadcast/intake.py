@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 import msgspec
@@ -89,10 +89,17 @@ class Intake:
         self._mailbox.put_aside(-1)
         return Work([delivery], key)
 
-    def discard(self, reason: str) -> int:
-        """Drop what waits behind keys; return how many events that were. On any thread."""
+    def discard(self, reason: str, tell: Callable[[Sequence[Delivery]], None] | None = None) -> int:
+        """Drop what waits behind keys; return how many events that were. On any thread.
+
+        Args:
+            reason: why.
+            tell: called with what is dropped.
+        """
         with self._partitioning:
             dropped = self._partitions.clear()
+        if tell is not None:
+            tell(dropped)
         return self._mailbox.drop_aside(len(dropped), reason)
 
     def _collect(self, batch: Batch) -> Work | None:

@@ -160,6 +160,8 @@ class Life:
                 raise
         else:
             station.mailbox.settle(handled=len(deliveries))
+            if station.receipts:
+                station.tell(deliveries, "handled")
 
     def _is_crash(self, work: Work, error: BaseException) -> bool:
         """Settle and say what the consumer raised; return whether its life ends by it."""
@@ -245,7 +247,7 @@ class Life:
         assert self._consumer is not None  # noqa: S101  # steps come after set_up
         self._keep_to_rate()
         if self._station.is_over.is_set():
-            return  # and all is counted as dropped
+            raise NotBegunError  # and all is counted as dropped
         with self._station.call(argument):
             refuse_coroutine(self._consumer.handle(argument), "The consumer", _REMEDY)
 

@@ -299,8 +299,12 @@ class Mailbox(Generic[T]):
                 self._closed_because = reason
             self._ring(all_of_them=True)
 
-    def discard(self, reason: str) -> int:
+    def discard(self, reason: str, tell: Callable[[Sequence[T]], None] | None = None) -> int:
         """Drop all that waits; accept no more. What is in hand is still to be settled.
+
+        Args:
+            reason: why.
+            tell: called with what is dropped, without the lock.
 
         Returns:
             How many events were dropped.
@@ -308,6 +312,8 @@ class Mailbox(Generic[T]):
         with self._lock:
             dropped = self._discard(reason)
             left = len(dropped)
+        if tell is not None:
+            tell(dropped)
         del dropped  # as in `put_all`
         return left
 

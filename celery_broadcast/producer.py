@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, TypeAlias
@@ -218,6 +218,18 @@ class Producer:
     def announce(self, notice: blinker.NamedSignal, **facts: Any) -> None:
         """Send a notice about the whole broadcast, on the broadcast's own thread."""
         self._ask(partial(notices.send, notice, **facts))
+
+    def accept(self, name: str, deliveries: Sequence[Delivery] = ()) -> None:
+        """Give events from elsewhere to one consumer alone; start it, if it hasn't yet.
+
+        Never waits. Their receipts tell what becomes of them; after a drain that
+        was the last, it may be that nobody does.
+
+        Args:
+            name: the consumer's.
+            deliveries: the events; they aren't too many, or the mailbox would be full.
+        """
+        self._ask(partial(self.consumers.accept, name, deliveries))
 
     def report_died(self, pid: int, lost: Mapping[str, int], not_offered: int) -> None:
         """Say, on the broadcast's own thread, what a pool process that is gone took with it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from types import CoroutineType
@@ -20,6 +20,7 @@ from celery_broadcast.inbox import Post
 from celery_broadcast.intake import Intake, Work
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
+from celery_broadcast.receipt import Outcome, Receipt
 from celery_broadcast.restarts import ended_on_purpose
 from celery_broadcast.subscription import Subscription
 
@@ -61,6 +62,8 @@ class Station:
         self.is_over: threading.Event = threading.Event()
         #: Set when nothing is to be begun that only waits for its turn.
         self.is_cancelled: threading.Event = threading.Event()
+        #: Of what was accepted and isn't settled; any thread adds and removes.
+        self.receipts: set[Receipt] = set()
         #: Whether it has crashed too often, or ended itself.
         self.has_given_up: bool = False
         self._giving_up = threading.Lock()
@@ -85,6 +88,20 @@ class Station:
         asked = self.subscription
         return asked.concurrency == 1 and asked.selector is None and asked.partition_by is None
 
+    def accept(self, deliveries: Sequence[Delivery]) -> None:
+        """Have the consumer handle events whose receipts somebody waits for; on any thread.
+
+        They don't come through the dispatcher: they are for nobody else, and
+        whoever gives them sees to it that they aren't too many.
+        """
+        if self.subscription.batch is not None:
+            now = time.monotonic()
+            for delivery in deliveries:
+                delivery.dispatched_at = now
+        self.receipts.update(_receipts_of(deliveries))
+        if self.mailbox.put_all(deliveries):  # it has no bound, so it is closed
+            self.tell(deliveries, "dropped")
+
     def stop(self) -> None:
         """Ask for the end, once all that waits is handled; return at once."""
         self.mailbox.close()
@@ -96,7 +113,8 @@ class Station:
         Returns:
             How many events that waited are dropped.
         """
-        left = self.mailbox.discard(reason) + self.intake.discard(reason)
+        left = self.mailbox.discard(reason, self._tell_dropped)
+        left += self.intake.discard(reason, self._tell_dropped)
         self.is_cancelled.set()
         self._turn(self.stop_requested)
         return left
@@ -110,6 +128,9 @@ class Station:
         left = self.mailbox.abandon(reason)
         self.is_over.set()
         self.is_cancelled.set()
+        with contextlib.suppress(KeyError):  # that is the end of them
+            while True:
+                self.receipts.pop().settle("dropped")
         self._turn(self.stop_requested)
         return left
 
@@ -164,6 +185,7 @@ class Station:
             hands.reset(before)
         if not is_wanted:
             self.mailbox.settle(declined=1)
+            self.tell((delivery,), "declined")
         return is_wanted
 
     def key_of(self, delivery: Delivery) -> Hashable:
@@ -181,25 +203,55 @@ class Station:
     def fail(self, delivery: Delivery, error: BaseException) -> None:
         """Settle and say that a part of the subscription raised on an event."""
         self.mailbox.settle(failed=1)
+        self.tell((delivery,), "failed", error)
         self.failures.say_lost(delivery.event, error, is_crash=not isinstance(error, Exception))
 
     def drop(self, work: Work, reason: str) -> None:
         """Count events that were in hand, and that the consumer was never called with."""
         self.mailbox.drop_in_hand(len(work.deliveries), reason)
+        self.tell(work.deliveries, "dropped")
 
-    def settle_failed(self, work: Work, error: BaseException, *, is_crash: bool) -> None:
+    def settle_handled(self, work: Work) -> None:
+        """Settle what the consumer has returned from."""
+        self.mailbox.settle(handled=len(work.deliveries))
+        self.tell(work.deliveries, "handled")
+
+    def settle_failed(
+        self,
+        work: Work,
+        error: BaseException,
+        *,
+        is_crash: bool,
+        outcome: Outcome = "failed",
+    ) -> None:
         """Settle and say that the consumer raised, unless that was its way to end.
 
         Args:
             work: what it was called with.
             error: what it raised.
             is_crash: whether it ends by that.
+            outcome: what receipts are told; "dropped" where another event is to
+                blame for the error.
         """
         if self.subscription.restart.kind == "transient" and ended_on_purpose(error):
-            self.mailbox.settle(handled=len(work.deliveries))
+            self.settle_handled(work)
             return
         self.mailbox.settle(failed=len(work.deliveries))
+        self.tell(work.deliveries, outcome, error)
         self.failures.say_lost(self.argument(work.deliveries), error, is_crash=is_crash)
+
+    def _tell_dropped(self, deliveries: Sequence[Item]) -> None:
+        self.tell(deliveries, "dropped")
+
+    def tell(
+        self, items: Sequence[Item], outcome: Outcome, error: BaseException | None = None
+    ) -> None:
+        """Tell whoever waits for it what became of events."""
+        if not self.receipts:  # as for nearly all consumers: their events come from here
+            return
+        for receipt in _receipts_of(items):
+            self.receipts.discard(receipt)
+            receipt.settle(outcome, error)
 
     @contextlib.contextmanager
     def call(self, event: Any = None, what: str | None = None) -> Iterator[None]:
@@ -239,6 +291,12 @@ class Station:
         """Note that a call is over."""
         if call is not None and self.calls is not None:
             self.calls.end(call)
+
+
+def _receipts_of(items: Iterable[Item]) -> list[Receipt]:
+    return [
+        item.receipt for item in items if isinstance(item, Delivery) and item.receipt is not None
+    ]
 
 
 def refuse_coroutine(result: object, name: str, remedy: str) -> None:

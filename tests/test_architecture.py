@@ -50,14 +50,15 @@ MAY_IMPORT = {
     "naps": set(),
     "inbox": {"bell", "naps"},
     "mailbox": {"bell", "counts", "switch"},
-    "dispatcher": {"events", "mailbox", "selection"},
+    "receipt": set(),
+    "dispatcher": {"events", "mailbox", "receipt", "selection"},
     "losses": {"counts", "notices", "throttle"},
     "failures": {"notices", "throttle"},
     "calls": {"failures", "notices"},
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
         *("calls", "dispatcher", "django_connections", "errors", "failures", "inbox", "intake"),
-        *("mailbox", "rate_limit", "restarts", "stacks", "subscription"),
+        *("mailbox", "rate_limit", "receipt", "restarts", "stacks", "subscription"),
     },
     "life": {
         *("counts", "consumer", "dispatcher", "django_connections", "intake", "notices", "station"),
