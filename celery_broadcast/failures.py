@@ -22,10 +22,12 @@ class Failures:
 
     Args:
         consumer: the consumer's name.
+        comes_again: whether the broker has what it raised on once more.
     """
 
-    def __init__(self, consumer: str) -> None:
+    def __init__(self, consumer: str, *, comes_again: bool = False) -> None:
         self._consumer = consumer
+        self._comes_again = comes_again
         self._lost = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_LINES)
         self._retried = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_LINES)
         self._saying = threading.Lock()
@@ -43,6 +45,8 @@ class Failures:
             more = f" ({count - 1} more since the last such line)" if count > 1 else ""
             goes_on = "" if is_crash else ", the consumer goes on"
             is_lost = "these are lost" if isinstance(event, list) else "this event is lost"
+            if self._comes_again:
+                is_lost = "it comes again, or goes to the dead letters"
             logger.error(
                 "consumer %r raised on %s; %s%s%s",
                 self._consumer,

@@ -31,6 +31,9 @@ _apps: weakref.WeakSet[Celery] = weakref.WeakSet()
 # Installed apps whose configuration hasn't been read.
 _unread: weakref.WeakSet[Celery] = weakref.WeakSet()
 
+# What has the remote consumers, in a process that runs them.
+_consuming: Producer | None = None
+
 # What the blocks of `replaced_by` have put in its place, the innermost last; None is off.
 _blocks: dict[object, Bridge | None] = {}
 
@@ -103,7 +106,19 @@ def stats() -> dict[str, ConsumerStats]:
     Empty while the broadcast is off. May be called on any thread.
     """
     bridge = _in_force()
-    return {} if bridge is None else bridge.producer.stats()
+    stats = {} if bridge is None else bridge.producer.stats()
+    return stats if _consuming is None else {**stats, **_consuming.stats()}
+
+
+@contextlib.contextmanager
+def counting(producer: Producer) -> Iterator[None]:
+    """Have `stats` tell, in the block, also of the remote consumers that this process runs."""
+    global _consuming  # noqa: PLW0603  # a process has one
+    _consuming = producer
+    try:
+        yield
+    finally:
+        _consuming = None
 
 
 def drain(timeout: float | None = None) -> Drained:

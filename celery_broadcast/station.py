@@ -46,7 +46,7 @@ class Station:
         self.mailbox = mailbox
         #: Where its thread waits if it has one, and nothing else to do; None is its mailbox.
         self.post: Post | None = post
-        self.failures: Failures = Failures(self.name)
+        self.failures: Failures = Failures(self.name, comes_again=subscription.remote)
         self.intake: Intake = Intake(
             mailbox,
             batch=subscription.batch,

@@ -134,6 +134,20 @@ MAY_IMPORT = {
         *("errors", "relay.redis_entries", "relay.redis_errors", "relay.redis_scripts"),
         *("relay.redis_servers", "relay.transport"),
     },
+    "relay.gaps": set(),
+    "relay.in_hand": {"dispatcher", "events", "receipt", "relay.transport", "relay.wire"},
+    "relay.incoming": {
+        *("dispatcher", "errors", "events", "relay.gaps", "relay.in_hand"),
+        *("relay.signing", "relay.transport", "relay.wire", "selection", "subscription"),
+        *("throttle", "waiting"),
+    },
+    "relay.dead_letters": {"relay.signing", "relay.transport"},
+    "relay.consuming": {
+        *("errors", "greenlets", "installation", "notices", "producer", "relay.incoming"),
+        *("relay.signing", "relay.transport", "relay.wire", "selection", "settings"),
+        "subscription",
+    },
+    "commands": set(),
     "relay.routing": {"relay.transport"},
     "relay.amqp_link": {"errors"},
     "relay.rabbitmq": {"errors", "relay.amqp_link", "relay.routing", "relay.transport"},
@@ -159,12 +173,16 @@ LOADED_LATER = {
         "subscription",
     },
     "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},
+    "commands": {
+        *("errors", "relay.choice", "relay.consuming", "relay.dead_letters", "relay.signing"),
+        *("settings", "subscription"),
+    },
     "pytest_plugin": {"testing"},
 }
 
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {
-    *("bridge", "facts", "plugin", "installation", "rate_limit"),
+    *("bridge", "commands", "facts", "plugin", "installation", "rate_limit"),
     *("relay.amqp_link", "relay.choice", "relay.rabbitmq"),
 }
 

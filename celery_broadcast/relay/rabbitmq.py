@@ -264,6 +264,14 @@ class RabbitMQ:
                     break
         return removed
 
+    def replicas(self, group: Group) -> int:
+        """See `Transport`."""
+        with self._reading.exchange(f"count the replicas of the group {group.name!r}") as link:
+            channel = link.channel()
+            count: int = channel.queue_declare(queue_name(group), passive=True).consumer_count
+            channel.close()
+            return count
+
     def close(self) -> None:
         """Close both connections; what was handed out goes to other replicas at once."""
         self._inboxes.clear()

@@ -90,6 +90,10 @@ class _Sent:
         self.measured_at: float = 0.0
 
 
+# Whoever has got a parcel in so many milliseconds counts as a replica.
+_LATELY = 15_000
+
+
 class _Busy:
     """The stream that a group's last entry came from, and the turns that it has in a row."""
 
@@ -270,6 +274,25 @@ class RedisStreams:
         command = ("XDEL", key, *(letter.letter_id for letter in letters))
         (removed,) = self._exchange(f"remove dead letters of {group.name!r}", [command])
         return int(removed)
+
+    def replicas(self, group: Group) -> int:
+        """See `Transport`. Before 7.2, Redis knows only of those that have got something."""
+        keys = self._event_keys(group)
+        commands: list[Command] = [("XINFO CONSUMERS", key, group.name) for key in keys]
+        replies = self._exchange(
+            f"count the replicas of the consumer {group.name!r}",
+            commands,
+            expected=("NOGROUP", "ERR no such key", "no such key"),
+        )
+        names: set[bytes] = set()
+        for reply in replies:
+            for fields in reply if isinstance(reply, list) else ():
+                consumer = dict(zip(fields[::2], fields[1::2], strict=False))
+                is_lively = consumer[b"idle"] < max(self._lease_milliseconds, _LATELY)
+                if is_lively or consumer[b"pending"]:
+                    names.add(consumer[b"name"])
+        names.discard(NOBODY.encode())
+        return len(names)
 
     def close(self) -> None:
         """See `Transport`. Takes this replica off the groups' lists if it holds nothing."""

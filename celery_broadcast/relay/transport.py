@@ -144,5 +144,11 @@ class Transport(Protocol):
     def remove_dead_letters(self, group: Group, letters: Sequence[DeadLetter]) -> int:
         """Remove dead letters; return how many were still there."""
 
+    def replicas(self, group: Group) -> int:
+        """Return how many have got parcels for the group lately, or may get the next one.
+
+        Whoever gets one in the seconds before this is called is among them.
+        """
+
     def close(self) -> None:
         """Close the connection. Never raises; twice is harmless."""

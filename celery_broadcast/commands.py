@@ -1,0 +1,318 @@
+"""`celery broadcast`: run remote consumers, and look after what they have on the broker.
+
+Celery loads this as it starts, before gevent patches anything: nothing of the
+broadcast is imported here before a command runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery.bin.base import LOG_LEVEL
+
+if TYPE_CHECKING:
+    from celery_broadcast.relay.choice import Choice
+    from celery_broadcast.relay.dead_letters import DeadLetters
+    from celery_broadcast.settings import Settings
+    from celery_broadcast.subscription import Subscription
+
+# What a script can tell from the exit code: 0 is done, and
+_FAILED = 1  # the broker or a consumer failed, or something isn't there
+_MISUSED = 2  # the command line or the configuration is wrong, as in all of click's
+
+
+@click.group(name="broadcast")
+def broadcast() -> None:
+    """Run consumers outside of the workers, and look after their events on the broker."""
+
+
+@broadcast.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Written once every group is declared and read; removed at the end.",
+)
+@click.option("-l", "--loglevel", default="INFO", type=LOG_LEVEL, help="Logging level.")
+@click.option("-f", "--logfile", help="Log destination; by default stderr.")
+@click.pass_context
+def consume(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    ready_file: Path | None,
+    loglevel: int,
+    logfile: str | None,
+) -> None:
+    """Run remote consumers, all of the app or the NAMES, until Ctrl-C or SIGTERM.
+
+    Start as many as you like: those of one name share its events. The first
+    Ctrl-C has what is in hand handled, within broadcast_drain_timeout; what
+    isn't goes to another. The second doesn't wait. The exit code is 0 after
+    that, 1 if a consumer gave up, 2 if something is wrong with the arguments
+    or the configuration.
+
+    \b
+    Example:
+        celery -A shop broadcast consume pager audit --ready-file /tmp/ready
+    """  # noqa: D301  # click knows it as a mark
+    with _errors_as_exit_codes():
+        settings, choice, chosen = _remote(ctx, names)
+        app = ctx.obj.app
+        # What consumers print stays as it is, where a worker would make log lines of it.
+        app.log.setup(loglevel, logfile, colorize=False if ctx.obj.no_color else None)
+        from celery_broadcast.relay.consuming import Consuming, run  # noqa: PLC0415
+
+        consuming = Consuming(chosen, settings, choice.new_transport, choice.limits())
+        code = run(consuming, ready_file)
+    ctx.exit(code)
+
+
+@broadcast.command()
+@click.argument("names", nargs=-1)
+@click.pass_context
+def declare(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Have the broker keep events for remote consumers from now on, before the first one runs.
+
+    For all remote consumers of the app, or the NAMES. Twice is harmless.
+
+    \b
+    Example:
+        celery -A shop broadcast declare
+    """  # noqa: D301  # click knows it as a mark
+    with _errors_as_exit_codes():
+        _, choice, chosen = _remote(ctx, names)
+        from celery_broadcast.relay.consuming import group_of  # noqa: PLC0415
+
+        transport = choice.new_transport()
+        try:
+            for subscription in chosen:
+                group = group_of(subscription)
+                transport.declare(group)
+                tasks = "every task" if group.tasks is None else ", ".join(group.tasks)
+                click.echo(f"{group.name}: {', '.join(group.event_types)} of {tasks}")
+        finally:
+            transport.close()
+
+
+@broadcast.group(name="dead-letters")
+def dead_letters() -> None:
+    """Look after what a remote consumer raised on too often, or what killed its process."""
+
+
+@dead_letters.command(name="list")
+@click.argument("group")
+@click.option("--limit", default=100, type=click.IntRange(min=1), help="How many, oldest first.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, for scripts.")
+@click.pass_context
+def list_(ctx: click.Context, group: str, limit: int, as_json: bool) -> None:  # noqa: FBT001
+    """List the dead letters of a GROUP, a line each.
+
+    \b
+    Example:
+        celery -A shop broadcast dead-letters list pager
+    """  # noqa: D301  # click knows it as a mark
+    from celery_broadcast.relay.dead_letters import shown  # noqa: PLC0415
+
+    with _letters_of(ctx, group) as letters:
+        found = [shown(letter) for letter in letters.oldest(limit)]
+        if as_json:
+            click.echo(json.dumps(found))
+            return
+        for each in found:
+            name = f"{each['event_type'] or '?'} {each['task_name'] or '?'}"
+            error = (each["error"].strip().splitlines() or [""])[-1]
+            times = f"{each['deliveries']}x"
+            click.echo(
+                f"{each['id']}  {each['put_aside_at']}  {each['reason']} {times}  {name}  {error}"
+            )
+        click.echo(f"{len(found)} dead letters", err=True)
+
+
+@dead_letters.command()
+@click.argument("group")
+@click.argument("ids", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, for scripts.")
+@click.pass_context
+def show(ctx: click.Context, group: str, ids: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001
+    """Show dead letters of a GROUP in full: the events, and what was raised.
+
+    Those of the IDS that `list` gives, or the 100 oldest.
+
+    \b
+    Example:
+        celery -A shop broadcast dead-letters show pager 1763842052511-0
+    """  # noqa: D301  # click knows it as a mark
+    from celery_broadcast.relay.dead_letters import shown  # noqa: PLC0415
+
+    with _letters_of(ctx, group) as letters:
+        chosen = _with_ids(letters, ids) if ids else letters.oldest(100)
+        found = [shown(letter) for letter in chosen]
+        if as_json:
+            click.echo(json.dumps(found))
+            return
+        for each in found:
+            error, events, body = each.pop("error"), each.pop("events"), each.pop("body")
+            for name, value in each.items():
+                click.echo(f"{name}: {value}")
+            click.echo(f"error:\n{error.rstrip()}")
+            click.echo(json.dumps(events, indent=2) if events is not None else f"body:\n{body}")
+            click.echo()
+
+
+@dead_letters.command()
+@click.argument("group")
+@click.argument("ids", nargs=-1)
+@click.pass_context
+def replay(ctx: click.Context, group: str, ids: tuple[str, ...]) -> None:
+    """Send dead letters to their GROUP again, and to it alone, as if they had never failed.
+
+    Those of the IDS that `list` gives, or all that are there now.
+
+    \b
+    Example:
+        celery -A shop broadcast dead-letters replay pager
+    """  # noqa: D301  # click knows it as a mark
+    with _letters_of(ctx, group) as letters:
+        if ids:
+            count = letters.replay(_with_ids(letters, ids))
+        else:
+            count = sum(letters.replay(some) for some in letters.all_so_far())
+        click.echo(f"{count} dead letters were sent to {group} again")
+
+
+@dead_letters.command()
+@click.argument("group")
+@click.argument("ids", nargs=-1)
+@click.option("-f", "--force", is_flag=True, help="Don't ask.")
+@click.pass_context
+def purge(ctx: click.Context, group: str, ids: tuple[str, ...], force: bool) -> None:  # noqa: FBT001
+    """Throw dead letters of a GROUP away for good.
+
+    Those of the IDS that `list` gives, or all that are there now.
+
+    \b
+    Example:
+        celery -A shop broadcast dead-letters purge pager --force
+    """  # noqa: D301  # click knows it as a mark
+    with _letters_of(ctx, group) as letters:
+        if not force:
+            which = f"{len(ids)} dead letters" if ids else "all dead letters"
+            click.confirm(f"Throw {which} of {group} away?", abort=True)
+        if ids:
+            count = letters.purge(_with_ids(letters, ids))
+        else:
+            count = sum(letters.purge(some) for some in letters.all_so_far())
+        click.echo(f"{count} dead letters were thrown away")
+
+
+# What they have in common.
+
+
+@contextlib.contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    from celery_broadcast.errors import ConfigurationError, RelayError  # noqa: PLC0415
+
+    try:
+        yield
+    except ConfigurationError as error:
+        raise _Refusal(str(error), _MISUSED) from error
+    except RelayError as error:
+        raise _Refusal(str(error), _FAILED) from error
+
+
+class _Refusal(click.ClickException):
+    """Ends the command with a message on stderr."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click's is one for the class
+
+
+def _remote(
+    ctx: click.Context, names: Sequence[str]
+) -> tuple[Settings, Choice, list[Subscription]]:
+    """Load the app as a worker does, and return what it says of its remote consumers.
+
+    Args:
+        ctx: of the command.
+        names: those that are asked for; none is all.
+
+    Raises:
+        ConfigurationError: the broadcast is off, or one of the names isn't a remote
+            consumer's, or there is none.
+    """
+    app: Any = ctx.obj.app
+    app.loader.import_default_modules()
+    app.finalize()
+
+    from celery_broadcast.errors import ConfigurationError  # noqa: PLC0415
+    from celery_broadcast.relay.choice import Choice  # noqa: PLC0415
+    from celery_broadcast.settings import load  # noqa: PLC0415
+
+    settings = load(app.conf, os.environ, app.namespace)
+    chosen = _chosen(names)
+    if not settings.enabled:
+        msg = "The broadcast is off. Set broadcast_enabled = True in the app's configuration."
+        raise ConfigurationError(msg)
+    return settings, Choice(lambda: app, settings), chosen
+
+
+def _chosen(names: Sequence[str]) -> list[Subscription]:
+    from celery_broadcast.errors import ConfigurationError  # noqa: PLC0415
+    from celery_broadcast.subscription import registry  # noqa: PLC0415
+
+    known = {subscription.name: subscription for subscription in registry.subscriptions}
+    remote = {name: each for name, each in known.items() if each.remote}
+    if not remote:
+        msg = (
+            "The app has no remote consumer. Declare one with @on_job_event(..., remote=True), in "
+            "a module that is among the imports of the app's configuration."
+        )
+        raise ConfigurationError(msg)
+    for name in names:
+        if name not in known:
+            msg = f"There is no consumer named {name!r}. Remote ones are: {', '.join(remote)}."
+            raise ConfigurationError(msg)
+        if name not in remote:
+            msg = (
+                f"The consumer {name!r} ({known[name].declared_at}) isn't remote: it runs in the "
+                f"workers. Declare it with remote=True, or choose from: {', '.join(remote)}."
+            )
+            raise ConfigurationError(msg)
+    return [remote[name] for name in dict.fromkeys(names or remote)]
+
+
+@contextlib.contextmanager
+def _letters_of(ctx: click.Context, group: str) -> Iterator[DeadLetters]:
+    with _errors_as_exit_codes():
+        settings, choice, (subscription,) = _remote(ctx, (group,))
+        from celery_broadcast.relay.consuming import group_of  # noqa: PLC0415
+        from celery_broadcast.relay.dead_letters import DeadLetters  # noqa: PLC0415
+        from celery_broadcast.relay.signing import Signer, Verifier  # noqa: PLC0415
+
+        key = settings.relay_key
+        transport = choice.new_transport()
+        try:
+            yield DeadLetters(
+                transport,
+                group_of(subscription),
+                None if key is None else Signer(key),
+                None if key is None else Verifier(key, max_age=float("inf")),
+            )
+        finally:
+            transport.close()
+
+
+def _with_ids(letters: DeadLetters, ids: Sequence[str]) -> Any:
+    found = letters.with_ids(ids)
+    missing = set(ids) - {letter.letter_id for letter in found}
+    if missing:
+        message = f"There is no dead letter {', '.join(sorted(missing))}. `list` gives the ids."
+        raise _Refusal(message, _FAILED)
+    return found

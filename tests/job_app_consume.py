@@ -1,0 +1,51 @@
+"""An app with a remote consumer, which does what the id of a job says and writes it to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from celery import Celery
+
+from celery_broadcast import JobFinished, on_job_event
+
+app = Celery("job_app_consume")
+app.conf.imports = ("celery_broadcast.plugin",)
+app.conf.update(json.loads(os.environ["JOB_APP_CONFIG"]))
+
+
+@app.task
+def ok(x: object) -> object:
+    return x
+
+
+def write(word: str, task_id: str) -> None:
+    with Path(os.environ["JOB_APP_HANDLED"]).open("a") as file:
+        file.write(f"{word} {task_id} {os.getpid()}\n")
+
+
+@on_job_event(JobFinished, remote=True, name="pager")
+def page(event: JobFinished) -> None:
+    write("began", event.task_id)
+    what = event.task_id.partition("-")[0]
+    if what == "raise":
+        raise ValueError(event.task_id)
+    if what == "die":
+        os._exit(9)
+    if what == "sleep":
+        time.sleep(1.0)
+    if what == "hang":
+        time.sleep(60.0)
+    write("handled", event.task_id)
+
+
+@on_job_event(JobFinished, name="local")
+def ignore(event: JobFinished) -> None:
+    pass
+
+
+@on_job_event(JobFinished, remote=True, name="quitter")
+def give_up(event: JobFinished) -> None:
+    raise SystemExit(1)

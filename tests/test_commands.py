@@ -1,0 +1,221 @@
+"""The commands of `celery broadcast`, run in this process, with a broker in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+from memory_transport import MemoryBroker, MemoryTransport
+from recorder import numbered, subscribe
+
+from celery_broadcast import JobFinished
+from celery_broadcast.commands import broadcast
+from celery_broadcast.relay.choice import Choice
+from celery_broadcast.relay.transport import DeadLetter, Group, Parcel
+from celery_broadcast.relay.wire import Writer
+from celery_broadcast.subscription import registry
+
+PAGER = Group(name="pager", event_types=("JobFinished",))
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
+    """The broker of every app."""
+    broker = MemoryBroker()
+    monkeypatch.setattr(Choice, "new_transport", lambda _self: MemoryTransport(broker))
+    return broker
+
+
+@pytest.fixture
+def shop(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """An app with a remote consumer and one that isn't, and without the jobs of other tests."""
+    monkeypatch.setattr("celery._state._on_app_finalizers", set())
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.broadcast_enabled = True
+    pager = subscribe(print, "pager", events=(JobFinished,), tasks=("shop.*",))
+    local = msgspec.structs.replace(subscribe(print, "local"), declared_at="shop.py:12")
+    registry.subscriptions = (msgspec.structs.replace(pager, remote=True), local)
+    yield app
+    app.close()
+
+
+def command(app: Celery, *arguments: str, answer: str = "") -> Result:
+    return CliRunner().invoke(
+        broadcast, arguments, obj=CLIContext(app, no_color=True, workdir=None), input=answer
+    )
+
+
+def parcel() -> Parcel:
+    return Writer("producer", "/celery/tests").parcels(numbered(1))[0]
+
+
+def put_aside(broker: MemoryBroker, count: int = 1) -> list[str]:
+    """Put dead letters aside; return their ids."""
+    letters = [
+        DeadLetter(parcel=parcel(), reason="raised", error="Oh\nno", deliveries=5, put_aside_at=1.0)
+        for _ in range(count)
+    ]
+    MemoryTransport(broker).put_aside(PAGER, letters)
+    return [letter.letter_id for letter in broker.letters["pager"]]
+
+
+def test_a_group_is_declared(shop: Celery, broker: MemoryBroker) -> None:
+    result = command(shop, "declare")
+
+    assert result.exit_code == 0, result.output
+    assert result.output == "pager: JobFinished of shop.*\n"
+    assert set(broker.groups) == {"pager"}
+
+
+def test_a_broker_that_is_away_is_an_error_with_a_code(shop: Celery, broker: MemoryBroker) -> None:
+    broker.is_away = True
+
+    result = command(shop, "declare")
+
+    assert result.exit_code == 1
+    assert "It is away" in result.output
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["nobody"], "There is no consumer named 'nobody'. Remote ones are: pager."),
+        (["pager", "local"], "The consumer 'local' (shop.py:12) isn't remote"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["consume", "declare"])
+def test_a_name_that_is_not_a_remote_consumers_is_refused(
+    shop: Celery, verb: str, names: list[str], message: str
+) -> None:
+    result = command(shop, verb, *names)
+
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_an_app_without_remote_consumers_is_refused(shop: Celery) -> None:
+    registry.clear()
+
+    result = command(shop, "consume")
+
+    assert result.exit_code == 2
+    assert "has no remote consumer" in result.output
+
+
+def test_a_broadcast_that_is_off_is_refused(shop: Celery) -> None:
+    shop.conf.broadcast_enabled = False
+
+    result = command(shop, "consume")
+
+    assert result.exit_code == 2
+    assert "The broadcast is off" in result.output
+
+
+def test_a_wrong_setting_is_refused(shop: Celery) -> None:
+    shop.conf.broadcast_relay_lease = "long"
+
+    result = command(shop, "consume")
+
+    assert result.exit_code == 2
+    assert "broadcast_relay_lease" in result.output
+
+
+def test_dead_letters_are_listed_a_line_each(shop: Celery, broker: MemoryBroker) -> None:
+    (letter_id,) = put_aside(broker)
+
+    result = command(shop, "dead-letters", "list", "pager")
+
+    assert result.exit_code == 0
+    line = f"{letter_id}  1970-01-01T00:00:01+00:00  raised 5x  JobFinished shop.charge  no"
+    assert line in result.output
+
+
+def test_dead_letters_are_listed_and_shown_as_json(shop: Celery, broker: MemoryBroker) -> None:
+    ids = put_aside(broker, 2)
+
+    listed = json.loads(command(shop, "dead-letters", "list", "pager", "--json").output)
+    shown = command(shop, "dead-letters", "show", "pager", ids[1], "--json").output
+
+    assert [letter["id"] for letter in listed] == ids
+    assert [letter["id"] for letter in json.loads(shown)] == ids[1:]
+
+
+def test_a_dead_letter_is_shown_in_full(shop: Celery, broker: MemoryBroker) -> None:
+    put_aside(broker)
+
+    output = command(shop, "dead-letters", "show", "pager").output
+
+    assert "reason: raised" in output
+    assert "error:\nOh\nno\n" in output
+    assert '"taskid": "0"' in output
+
+
+def test_an_id_that_is_not_there_is_an_error_with_a_code(
+    shop: Celery, broker: MemoryBroker
+) -> None:
+    put_aside(broker)
+
+    for verb in ("show", "replay"):
+        result = command(shop, "dead-letters", verb, "pager", "nothing")
+        assert result.exit_code == 1
+        assert "There is no dead letter nothing" in result.output
+
+
+def test_dead_letters_are_replayed_to_their_group(shop: Celery, broker: MemoryBroker) -> None:
+    ids = put_aside(broker, 3)
+
+    one = command(shop, "dead-letters", "replay", "pager", ids[0])
+    rest = command(shop, "dead-letters", "replay", "pager")
+
+    assert one.output == "1 dead letters were sent to pager again\n"
+    assert rest.output == "2 dead letters were sent to pager again\n"
+    assert len(broker.waiting["pager"]) == 3
+    assert broker.letters["pager"] == []
+
+
+def test_dead_letters_are_purged_after_a_question(shop: Celery, broker: MemoryBroker) -> None:
+    ids = put_aside(broker, 3)
+
+    assert command(shop, "dead-letters", "purge", "pager", answer="n\n").exit_code == 1
+    assert len(broker.letters["pager"]) == 3
+    one = command(shop, "dead-letters", "purge", "pager", ids[0], "--force")
+    rest = command(shop, "dead-letters", "purge", "pager", answer="y\n")
+
+    assert one.output == "1 dead letters were thrown away\n"
+    assert "2 dead letters were thrown away" in rest.output
+    assert broker.letters["pager"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["consume"], ["declare"], ["dead-letters", "list"], ["dead-letters", "show"]),
+        *(["dead-letters", "replay"], ["dead-letters", "purge"]),
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_help_with_an_example(arguments: list[str]) -> None:
+    result = CliRunner().invoke(broadcast, [*arguments, "--help"])
+
+    assert f"celery -A shop broadcast {' '.join(arguments)}" in result.output
+
+
+def test_loading_the_commands_loads_nothing_of_the_core() -> None:
+    program = (
+        "import sys, celery.bin.celery, celery_broadcast.commands;"
+        "print([name for name in sys.modules if name.startswith('celery_broadcast.')])"
+    )
+
+    answer: Any = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert answer.stdout.strip() == "['celery_broadcast.commands']"

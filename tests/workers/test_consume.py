@@ -1,0 +1,298 @@
+"""Remote consumers in real processes, on real brokers: poison, murder, and the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from nodes.consume_process import ConsumeProcess
+from nodes.deadline import wait_until
+from nodes.worker_process import APPS_FOLDER
+from recorder import make_event
+
+from celery_broadcast import JobFinished
+from celery_broadcast.relay.choice import Choice
+from celery_broadcast.relay.transport import DeadLetter, Group
+from celery_broadcast.relay.wire import Writer
+from celery_broadcast.settings import Settings
+
+pytestmark = pytest.mark.worker
+
+BROKERS = [
+    pytest.param(broker, marks=pytest.mark.xdist_group(broker)) for broker in ("redis", "rabbitmq")
+]
+
+LEASE_SECONDS = 1.0
+PAGER = Group(name="pager", event_types=("JobFinished",))
+
+
+class Shop:
+    """An app with a broker of its own in Redis, of which the tests play the workers."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.app = Celery("tests", broker=url, set_as_current=False)
+        self.config: dict[str, Any] = {
+            "broker_url": url,
+            "broadcast_enabled": True,
+            "broadcast_relay_lease": LEASE_SECONDS,
+            "broadcast_relay_max_deliveries": 3,
+            "broadcast_drain_timeout": 10.0,
+        }
+        self.handled_file = folder / "handled"
+        self.handled_file.touch()
+        settings = Settings(relay_lease=LEASE_SECONDS)
+        self.transport = Choice(lambda: self.app, settings).new_transport()
+        self._writer = Writer(uuid.uuid4().hex, "/celery/tests")
+        self.transport.declare(PAGER)
+
+    def publish(self, *task_ids: str) -> None:
+        """Publish one parcel with these events."""
+        events = [make_event(JobFinished, task_id=task_id) for task_id in task_ids]
+        self.transport.publish(self._writer.parcels(events))
+
+    def lose(self, task_id: str) -> None:
+        """Have the next number go to an event that never arrives."""
+        self._writer.parcels([make_event(JobFinished, task_id=task_id)])
+
+    def consumer(self, *names: str) -> ConsumeProcess:
+        return ConsumeProcess(self.config, self.handled_file, names or ("pager",))
+
+    def lines(self, word: str) -> list[str]:
+        """Return the ids of the jobs of which this was written."""
+        lines = [line.split() for line in self.handled_file.read_text().splitlines()]
+        return [line[1] for line in lines if line[0] == word]
+
+    def letters(self) -> list[DeadLetter]:
+        return self.transport.dead_letters(PAGER, 100)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `celery broadcast` with these arguments."""
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "job_app_consume", "broadcast", *arguments],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join((str(APPS_FOLDER), os.environ.get("PYTHONPATH", ""))),
+                "JOB_APP_CONFIG": json.dumps(self.config),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+
+@pytest.fixture(params=BROKERS)
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    """An app whose broker has nothing of another test."""
+    server = request.getfixturevalue(f"{request.param}_server")
+    # Redis has 16 databases, of which the other tests use the first.
+    url = f"{server.url.rpartition('/')[0]}/9" if request.param == "redis" else server.url
+    clean(url)
+    shop = Shop(url, tmp_path)
+    yield shop
+    shop.transport.close()
+    clean(url)
+
+
+def clean(url: str) -> None:
+    """Remove what this module leaves on a broker."""
+    if url.startswith("redis"):
+        with redis.Redis.from_url(url) as client:
+            client.flushdb()
+        return
+    with Celery(broker=url, set_as_current=False).connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        for name in ("pager", "quitter"):
+            for queue in (f"celery-broadcast.{name}", f"celery-broadcast.{name}.dead-letters"):
+                channel.queue_delete(queue)
+
+
+def ids_in(letter: DeadLetter) -> list[str]:
+    return [event["taskid"] for event in json.loads(letter.parcel.body)]
+
+
+def test_an_event_that_is_raised_on_too_often_lands_in_the_dead_letters_alone(shop: Shop) -> None:
+    shop.publish("ok-1", "raise-2", "ok-3")
+
+    with shop.consumer():
+        wait_until(shop.letters, 30.0)
+
+    (letter,) = shop.letters()
+    assert ids_in(letter) == ["raise-2"]
+    assert (letter.reason, letter.deliveries) == ("raised", 3)
+    assert "ValueError: raise-2" in letter.error
+    assert Counter(shop.lines("began")) == {"ok-1": 1, "raise-2": 3, "ok-3": 1}
+    assert sorted(shop.lines("handled")) == ["ok-1", "ok-3"]
+
+
+def test_an_event_that_kills_its_process_lands_there_alone_and_its_neighbours_are_handled(
+    shop: Shop,
+) -> None:
+    shop.publish("ok-1", "die-2", "ok-3")
+    deaths = 0
+
+    def is_all_done() -> bool:
+        return bool(shop.letters()) and {"ok-1", "ok-3"} <= set(shop.lines("handled"))
+
+    while not is_all_done():
+        assert deaths < 8
+        consumer = shop.consumer()
+        try:
+            consumer.start()  # it may die before it is ready
+            wait_until(lambda: consumer.status == "exited" or is_all_done(), 30.0)  # noqa: B023
+            deaths += consumer.status == "exited"
+        finally:
+            consumer.teardown()
+
+    (letter,) = shop.letters()
+    assert ids_in(letter) == ["die-2"]
+    assert (letter.reason, letter.deliveries) == ("killed", 3)
+    assert {"ok-1", "ok-3"} == set(shop.lines("handled"))
+
+
+def test_a_replica_that_is_killed_loses_nothing(shop: Shop) -> None:
+    with shop.consumer() as victim, shop.consumer() as other:
+        ids = [f"sleep-{number}" for number in range(4)]
+        for task_id in ids:
+            shop.publish(task_id)
+        wait_until(lambda: len(shop.lines("began")) >= 2, 30.0)
+        victim.kill("SIGKILL")
+
+        wait_until(lambda: set(shop.lines("handled")) == set(ids), 30.0)
+        assert other.status == "running"
+
+    assert shop.letters() == []
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_the_first_ctrl_c_has_what_is_in_hand_handled(shop: Shop, signal: str) -> None:
+    with shop.consumer() as consumer:
+        assert consumer.ready_file.read_text().strip().isdigit()
+        shop.publish("sleep-1", "ok-2")
+        wait_until(lambda: shop.lines("began"), 30.0)
+        consumer.kill(signal)
+
+        assert consumer.wait() == 0
+        assert not consumer.ready_file.exists()
+
+    assert shop.lines("handled") == ["sleep-1", "ok-2"]
+
+
+def test_what_is_not_handled_in_time_goes_to_another_at_once(shop: Shop) -> None:
+    shop.config["broadcast_drain_timeout"] = 0.2
+    shop.config["broadcast_relay_lease"] = 600.0
+    with shop.consumer() as consumer:
+        shop.publish("sleep-1", "ok-2")
+        wait_until(lambda: shop.lines("began"), 30.0)
+        consumer.kill("SIGTERM")
+        assert consumer.wait() == 0
+
+    shop.config["broadcast_drain_timeout"] = 10.0
+    with shop.consumer():
+        wait_until(lambda: set(shop.lines("handled")) == {"sleep-1", "ok-2"}, 30.0)
+
+
+def test_the_second_ctrl_c_does_not_wait(shop: Shop) -> None:
+    with shop.consumer() as consumer:
+        shop.publish("hang-1")
+        wait_until(lambda: shop.lines("began"), 30.0)
+        consumer.kill("SIGINT")
+        wait_until(lambda: "handles what is in hand" in consumer.logs(), 10.0)
+        consumer.kill("SIGINT")
+
+        assert consumer.wait(8.0) == 130
+
+
+def test_the_process_ends_with_a_code_when_a_consumer_gives_up(shop: Shop) -> None:
+    with shop.consumer("quitter") as consumer:
+        for number in range(5):
+            shop.publish(f"ok-{number}")
+
+        assert consumer.wait(30.0) == 1
+        assert "quitter gave up" in consumer.logs()
+
+
+def test_the_commands_show_replay_and_purge_dead_letters(shop: Shop) -> None:
+    shop.publish("raise-1", "raise-2")
+    with shop.consumer():
+        wait_until(lambda: len(shop.letters()) == 2, 30.0)
+
+    listed = json.loads(shop.command("dead-letters", "list", "pager", "--json").stdout)
+    assert {letter["events"][0]["taskid"] for letter in listed} == {"raise-1", "raise-2"}
+    shown = shop.command("dead-letters", "show", "pager", listed[0]["id"])
+    assert "ValueError: raise-" in shown.stdout
+    assert shop.command("dead-letters", "show", "pager", "no-such").returncode == 1
+    assert shop.command("dead-letters", "list", "nobody").returncode == 2
+
+    replayed = shop.command("dead-letters", "replay", "pager", listed[0]["id"])
+    assert "1 dead letters were sent to pager again" in replayed.stdout
+    before = len(shop.lines("began"))
+    with shop.consumer():
+        wait_until(lambda: len(shop.letters()) == 2, 30.0)
+    assert len(shop.lines("began")) == before + 3
+
+    purged = shop.command("dead-letters", "purge", "pager", "--force")
+    assert "2 dead letters were thrown away" in purged.stdout
+    assert shop.letters() == []
+
+
+def test_a_group_is_declared_ahead_and_then_misses_nothing(shop: Shop) -> None:
+    answer = shop.command("declare")
+    assert answer.returncode == 0, answer.stderr
+    assert "quitter: JobFinished of every task" in answer.stdout
+    shop.publish("ok-1")
+
+    with shop.consumer():
+        wait_until(lambda: shop.lines("handled") == ["ok-1"], 30.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "names", "message"),
+    [
+        ({}, ["nobody"], "There is no consumer named 'nobody'. Remote ones are: pager, quitter."),
+        ({}, ["local"], "isn't remote"),
+        ({"broadcast_enabled": False}, ["pager"], "The broadcast is off"),
+        ({"broker_url": "memory://"}, ["pager"], "can't go through"),
+    ],
+)
+def test_what_cannot_be_consumed_is_said_at_once(
+    shop: Shop, change: dict[str, Any], names: list[str], message: str
+) -> None:
+    shop.config |= change
+
+    answer = shop.command("consume", *names)
+
+    assert answer.returncode == 2, answer.stderr
+    assert message in answer.stderr
+
+
+def test_the_broker_knows_how_many_replicas_there_are(shop: Shop) -> None:
+    with shop.consumer():
+        shop.publish("ok-1")
+        wait_until(lambda: shop.lines("handled"))
+        assert shop.transport.replicas(PAGER) == 1
+        with shop.consumer():
+            shop.publish("sleep-2")
+            shop.publish("sleep-3")
+            wait_until(lambda: len(shop.lines("handled")) == 3)
+            assert shop.transport.replicas(PAGER) == 2
+
+
+def test_an_event_that_never_arrives_is_missed(shop: Shop) -> None:
+    with shop.consumer() as consumer:
+        shop.publish("ok-1")
+        wait_until(lambda: len(shop.lines("handled")) == 1)
+        shop.lose("ok-2")
+        shop.publish("ok-3")
+
+        wait_until(lambda: "has not got 1 events" in consumer.logs())
