@@ -22,30 +22,31 @@ class Failures:
 
     Args:
         consumer: the consumer's name.
-        comes_again: whether the broker has what it raised on once more.
     """
 
-    def __init__(self, consumer: str, *, comes_again: bool = False) -> None:
+    def __init__(self, consumer: str) -> None:
         self._consumer = consumer
-        self._comes_again = comes_again
         self._lost = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_LINES)
         self._retried = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_LINES)
         self._saying = threading.Lock()
 
-    def say_lost(self, event: Any, error: BaseException, *, is_crash: bool) -> None:
+    def say_lost(
+        self, event: Any, error: BaseException, *, is_crash: bool, comes_again: bool = False
+    ) -> None:
         """Say and notice that what the consumer was called with is lost.
 
         Args:
             event: the event, or the list of a batch.
             error: what it raised.
             is_crash: whether the consumer ends by it.
+            comes_again: whether it isn't lost at all, as the broker has it once more.
         """
         count = self._count_for_line(self._lost)
         if count:
             more = f" ({count - 1} more since the last such line)" if count > 1 else ""
             goes_on = "" if is_crash else ", the consumer goes on"
             is_lost = "these are lost" if isinstance(event, list) else "this event is lost"
-            if self._comes_again:
+            if comes_again:
                 is_lost = "it comes again, or goes to the dead letters"
             logger.error(
                 "consumer %r raised on %s; %s%s%s",

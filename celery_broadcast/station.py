@@ -46,7 +46,7 @@ class Station:
         self.mailbox = mailbox
         #: Where its thread waits if it has one, and nothing else to do; None is its mailbox.
         self.post: Post | None = post
-        self.failures: Failures = Failures(self.name, comes_again=subscription.remote)
+        self.failures: Failures = Failures(self.name)
         self.intake: Intake = Intake(
             mailbox,
             batch=subscription.batch,
@@ -204,7 +204,12 @@ class Station:
         """Settle and say that a part of the subscription raised on an event."""
         self.mailbox.settle(failed=1)
         self.tell((delivery,), "failed", error)
-        self.failures.say_lost(delivery.event, error, is_crash=not isinstance(error, Exception))
+        self.failures.say_lost(
+            delivery.event,
+            error,
+            is_crash=not isinstance(error, Exception),
+            comes_again=delivery.receipt is not None,
+        )
 
     def drop(self, work: Work, reason: str) -> None:
         """Count events that were in hand, and that the consumer was never called with."""
@@ -238,7 +243,12 @@ class Station:
             return
         self.mailbox.settle(failed=len(work.deliveries))
         self.tell(work.deliveries, outcome, error)
-        self.failures.say_lost(self.argument(work.deliveries), error, is_crash=is_crash)
+        self.failures.say_lost(
+            self.argument(work.deliveries),
+            error,
+            is_crash=is_crash,
+            comes_again=bool(_receipts_of(work.deliveries)),
+        )
 
     def _tell_dropped(self, deliveries: Sequence[Item]) -> None:
         self.tell(deliveries, "dropped")

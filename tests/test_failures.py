@@ -66,6 +66,18 @@ def test_an_exit_is_not_said_to_go_on(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_what_the_broker_has_again_is_not_said_to_be_lost(caplog: pytest.LogCaptureFixture) -> None:
+    (event,) = numbered(1)
+    Failures("store").say_lost(event, OSError("no"), is_crash=False, comes_again=True)
+
+    assert lines(caplog, logging.ERROR) == [
+        (
+            "consumer 'store' raised on JobFinished shop.charge[0]; it comes again, or goes to the "
+            "dead letters, the consumer goes on"
+        )
+    ]
+
+
 def test_another_try_is_said_without_the_stack_and_apart_from_the_losses(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
