@@ -85,6 +85,18 @@ def test_any_other_broker_is_an_error_that_names_the_two(
     )
 
 
+def test_without_redis_py_it_is_an_error_that_names_what_to_install(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("celery_broadcast.relay.redis_")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    with pytest.raises(ConfigurationError, match=r'pip install "celery-broadcast\[redis\]"'):
+        choose("redis://h").check()
+
+
 def test_the_settings_bound_the_relay(choose: Callable[..., Choice]) -> None:
     limits = choose(
         broadcast_relay_max_bytes=2**20, broadcast_relay_ttl=60, broadcast_relay_lease=5

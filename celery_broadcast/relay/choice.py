@@ -19,6 +19,8 @@ from celery_broadcast.settings import Settings
 if TYPE_CHECKING:
     from celery import Celery
 
+    from celery_broadcast.relay.redis_streams import RedisStreams
+
 _REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
 _RABBITMQ = frozenset({"amqp", "amqps", "pyamqp"})
 
@@ -56,9 +58,7 @@ class Choice:
         urls = self._urls(app)
         schemes = {url.partition("://")[0].lower() for url in urls}
         if schemes <= _REDIS:
-            from celery_broadcast.relay.redis_streams import RedisStreams  # noqa: PLC0415
-
-            return RedisStreams.from_app_settings(
+            return _redis_streams().from_app_settings(
                 urls,
                 app.conf.broker_transport_options or {},
                 app.conf.broker_use_ssl,
@@ -125,6 +125,25 @@ class Outbox:
         """Return parcels, each of one event type and one task."""
         parcels = self._writer.parcels(events, payload)
         return parcels if self._signer is None else list(map(self._signer.sign, parcels))
+
+
+def _redis_streams() -> type[RedisStreams]:
+    """Return the transport through Redis.
+
+    Raises:
+        ConfigurationError: redis-py isn't installed.
+    """
+    try:
+        from celery_broadcast.relay.redis_streams import RedisStreams  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "redis":
+            raise
+        msg = (
+            "The relay can't go through Redis: redis-py isn't installed here. Install it with: "
+            'pip install "celery-broadcast[redis]".'
+        )
+        raise ConfigurationError(msg) from error
+    return RedisStreams
 
 
 def function_at(setting: str, path: str) -> Callable[[Any], Any]:
