@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import threading
+    from typing import Protocol
+
+    class Situation(Protocol):
+        """How a consumer stands in its process."""
+
+        stop_requested: threading.Event
+        is_over: threading.Event
+
+        def dropped(self) -> int:
+            """Return how many of its events were ever dropped."""
 
 
 class Consumer:
@@ -36,16 +48,6 @@ class Consumer:
 
     def teardown(self) -> Awaitable[None] | None:
         """Let go of what `setup` took: called at the drain and before a restart."""
-
-
-class Situation(Protocol):
-    """How a consumer stands in its process."""
-
-    stop_requested: threading.Event
-    is_over: threading.Event
-
-    def dropped(self) -> int:
-        """Return how many of its events were ever dropped."""
 
 
 class PatientConsumer(Consumer):

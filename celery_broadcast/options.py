@@ -40,7 +40,7 @@ _MOST_CONCURRENT = 1_000
 
 # It is a part of the names that the broker knows a consumer's events by, and what
 # has this end there are the dead letters of another.
-_GROUP_NAME = re.compile(r"[\w.-]{1,100}(?<!\.dead-letters)", re.ASCII)
+_GROUP_NAME = r"[a-zA-Z0-9_.-]{1,100}(?<!\.dead-letters)"
 
 
 def check_options(
@@ -224,7 +224,7 @@ def check_group_name(name: str) -> None:
         ConfigurationError: it has other characters than letters, digits, `_`, `.` and `-`, is
             too long, or ends as the dead letters of another do.
     """
-    if not _GROUP_NAME.fullmatch(name):
+    if not re.fullmatch(_GROUP_NAME, name):
         msg = (
             f"name={shown(name)} can't be that of a remote consumer: it names its events on the "
             "broker. Use at most 100 letters (a-z, A-Z), digits, '_', '-' and '.', not ending in "

@@ -24,7 +24,7 @@ _MOST_BYTES = 1024**4
 _LONGEST_TTL_SECONDS = 49 * 86_400  # what RabbitMQ takes, in milliseconds of 32 bits
 _MOST_DELIVERIES = 1_000
 _SHORTEST_KEY_BYTES = 16
-_BROKER_URLS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://\S*")
+_BROKER_URLS = r"[a-zA-Z][a-zA-Z0-9+.-]*://\S*"
 
 
 def shown(value: object) -> str:
@@ -136,7 +136,7 @@ def _kind(value: object) -> str:
 def _check_relay_url(setting: str, value: object) -> str | None:
     if value is None:
         return None
-    if isinstance(value, str) and _BROKER_URLS.fullmatch(value):
+    if isinstance(value, str) and re.fullmatch(_BROKER_URLS, value):
         return value
     msg = (
         f"{setting} must be the URL of a Redis or RabbitMQ, such as 'redis://localhost:6379/1' or "
@@ -187,9 +187,15 @@ def _check_deliveries(setting: str, value: object) -> int:
 
 
 def _check_relay_key(setting: str, value: object) -> tuple[bytes, ...] | None:
-    """Return the keys: the first signs, all are accepted. No message shows one."""
-    if value is None:
-        return None
+    return None if value is None else check_key(setting, value)
+
+
+def check_key(setting: str, value: object) -> tuple[bytes, ...]:
+    """Return the keys that parcels are signed with: the first signs, all are accepted.
+
+    Raises:
+        ConfigurationError: there is none, or one is no text or too short. It shows none.
+    """
     keys: list[Any] = [
         key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
         for key in (value if isinstance(value, list | tuple) else [value])

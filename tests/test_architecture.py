@@ -119,13 +119,14 @@ MAY_IMPORT = {
     "pytest_plugin": set(),
     # Beyond this process.
     "relay.transport": set(),
-    "relay.payload": {"errors", "settings"},
+    "relay.pauses": set(),
+    "relay.payload": set(),
     "relay.redaction": {"events", "throttle"},
     "relay.wire": {
         *("errors", "events", "relay.payload", "relay.redaction", "relay.transport", "settings"),
     },
     "relay.schemas": {"events", "relay.wire"},
-    "relay.signing": {"errors", "relay.transport"},
+    "relay.signing": {"relay.transport", "settings"},
     "relay.redis_servers": {"errors"},
     "relay.redis_errors": {"relay.redis_servers"},
     "relay.redis_scripts": set(),
@@ -137,7 +138,7 @@ MAY_IMPORT = {
     "relay.gaps": set(),
     "relay.in_hand": {"dispatcher", "events", "receipt", "relay.transport", "relay.wire"},
     "relay.incoming": {
-        *("dispatcher", "errors", "events", "relay.gaps", "relay.in_hand"),
+        *("dispatcher", "errors", "events", "relay.gaps", "relay.in_hand", "relay.pauses"),
         *("relay.signing", "relay.transport", "relay.wire", "selection", "subscription"),
         *("throttle", "waiting"),
     },
@@ -152,8 +153,8 @@ MAY_IMPORT = {
     "relay.amqp_link": {"errors"},
     "relay.rabbitmq": {"errors", "relay.amqp_link", "relay.routing", "relay.transport"},
     "relay.outgoing": {
-        *("batch", "consumer", "errors", "events", "relay.transport", "restarts", "selection"),
-        "subscription",
+        *("batch", "consumer", "errors", "events", "relay.pauses", "relay.transport"),
+        *("restarts", "selection", "subscription"),
     },
     "relay.choice": {
         *("errors", "events", "relay.signing", "relay.transport", "relay.wire", "settings"),

@@ -417,6 +417,53 @@ def test_only_what_is_signed_is_opened_and_what_is_sent_again_is_signed(
     assert [letter.reason for letter in letters_of(broker)] == ["refused", "raised"]
 
 
+def test_a_signed_parcel_that_comes_again_after_it_was_acknowledged_is_only_forgotten(
+    broker: MemoryBroker, start: Start
+) -> None:
+    recorder = Recorder()
+    signed = Signer(KEY).sign(parcel_of(numbered(1)))
+    replica = start(recorder, incoming={"verifier": Verifier(KEY, max_age=60.0)})
+    broker.add("pager", signed)
+    done(broker)
+
+    broker.add("pager", signed)
+
+    wait_until(lambda: broker.acknowledged == {"pager": 2})
+    assert recorder.task_ids == ["0"]
+    assert replica.incoming.counts["repeated"] == 1
+    assert letters_of(broker) == []
+
+
+def test_a_forgery_with_the_signature_of_another_does_not_have_the_real_one_forgotten(
+    broker: MemoryBroker, start: Start
+) -> None:
+    recorder = Recorder()
+    signed = Signer(KEY).sign(parcel_of(numbered(1)))
+    broker.add("pager", msgspec.structs.replace(signed, body=b"[]"))
+    broker.add("pager", signed)
+
+    start(recorder, incoming={"verifier": Verifier(KEY, max_age=60.0)})
+
+    recorder.wait_for(1)
+    done(broker)
+    assert [letter.reason for letter in letters_of(broker)] == ["refused"]
+
+
+@pytest.mark.parametrize(("payload", "args"), [("text", ("'42'", "7")), ("json", ("42", 7))])
+def test_json_that_another_has_asked_for_comes_as_text_to_who_has_not(
+    broker: MemoryBroker, start: Start, payload: str, args: tuple[object, ...]
+) -> None:
+    recorder = Recorder()
+    event = make_event(JobFinished, args=("42", 7))
+    broker.add("pager", Writer("producer", "/celery/tests").parcels([event], "json")[0])
+
+    start(recorder, payload=payload)
+
+    recorder.wait_for(1)
+    assert recorder.events[0].args == args
+    done(broker)
+
+
 # Numbers.
 
 

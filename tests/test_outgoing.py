@@ -15,7 +15,8 @@ from recorder import Recorder, make_event, numbered, subscribe
 from celery_broadcast.errors import RelayError
 from celery_broadcast.events import EVENT_TYPES, JobEnded, JobEvent, JobFailed, JobFinished
 from celery_broadcast.producer import Producer
-from celery_broadcast.relay.outgoing import Outgoing, seconds_after, subscription_of
+from celery_broadcast.relay.outgoing import Outgoing, subscription_of
+from celery_broadcast.relay.pauses import seconds_after
 from celery_broadcast.relay.transport import Parcel
 from celery_broadcast.relay.wire import Writer
 from celery_broadcast.selection import Selection, any_of

@@ -8,12 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parcels import Endless, Unshowable, json_values, odd_values
 
-from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.relay.payload import (
     MOST_CHARACTERS,
     MOST_JSON,
     MOST_VALUES,
-    check_payload,
     converter,
     cut,
     encodable,
@@ -206,13 +204,3 @@ def test_all_values_of_a_field_share_what_it_may_be_long() -> None:
     shown = items_of((half, half, "short"), converter("json"))
 
     assert shown == (half, text_of(half), "short")
-
-
-@pytest.mark.parametrize("value", ["pickle", "", None, 7, ["text"], Unshowable()], ids=type)
-def test_a_way_to_travel_that_there_is_not_is_refused(value: object) -> None:
-    with pytest.raises(ConfigurationError, match="is not a way for a job's data to travel"):
-        check_payload(value)
-
-
-def test_the_two_ways_to_travel_are_known() -> None:
-    assert [check_payload(payload) for payload in ("text", "json")] == ["text", "json"]

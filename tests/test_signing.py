@@ -225,15 +225,15 @@ def test_a_key_is_the_same_as_text_and_as_bytes() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("", "a key of 0 bytes, which can be guessed"),
-        ("hunter2", "a key of 7 bytes, which can be guessed"),
-        (b"x" * 15, "a key of 15 bytes"),
-        (None, "a NoneType, which is no key"),
-        (16, "a int, which is no key"),
+        ("", "one of 0 bytes, which can be guessed"),
+        ("hunter2", "one of 7 bytes, which can be guessed"),
+        (b"x" * 15, "one of 15 bytes"),
+        (None, "Got None"),
+        (16, "Got a int"),
         ([], "an empty list"),
-        ([KEY, "hunter2"], "a key of 7 bytes"),
-        ([KEY, None], "a NoneType"),
-        ({KEY: 1}, "a dict, which is no key"),
+        ([KEY, "hunter2"], "one of 7 bytes"),
+        ([KEY, None], "Got None"),
+        ({KEY: 1}, "Got a dict"),
     ],
     ids=str,
 )

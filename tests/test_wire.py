@@ -44,6 +44,7 @@ from celery_broadcast.relay.wire import (
     CloudEvent,
     Writer,
     failed_again,
+    in_text,
     names_on_the_wire,
     read,
     split,
@@ -276,15 +277,22 @@ def test_what_a_remote_consumer_gets_is_known_by_the_types_it_asks_for() -> None
     assert names_on_the_wire([Event]) == tuple(EVENT_TYPES)
 
 
-@pytest.mark.parametrize("event_type", [Incident, ChargeFailed])
-def test_a_remote_consumer_can_not_ask_for_events_of_ones_own(event_type: type[Event]) -> None:
-    with pytest.raises(ConfigurationError, match=f"{event_type.__name__} can't be sent to"):
-        names_on_the_wire([JobStarted, event_type])
+def test_one_who_has_not_asked_for_json_gets_text_where_another_has() -> None:
+    event = make_event(JobFinished, args=("42", 7, [1]), kwargs={"to": None}, result={"ok": True})
+
+    (as_json,) = sent(event, payload="json")
+    (as_text,) = sent(event, payload="text")
+
+    assert as_json.event.args == ("42", 7, [1])
+    assert in_text(as_json) == as_text
+    assert in_text(as_text) is as_text
+    assert as_text.event.args == ("'42'", "7", "[1]")
 
 
-def test_a_way_to_travel_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="payload='pickle' is not a way"):
-        make_writer().parcels([], "pickle")
+def test_what_has_nothing_of_the_job_has_nothing_as_text() -> None:
+    (bare,) = sent(make_event(JobFailed, args=None, kwargs=None), payload="json")
+
+    assert in_text(bare).event == bare.event
 
 
 # There and back.

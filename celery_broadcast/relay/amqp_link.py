@@ -74,7 +74,7 @@ class AmqpLink:
         self._connection: Any = None  # an amqp.Connection
         self._client: Connection | None = None
         self._deadline = 0.0
-        self.blocked = False
+        self.blocked: bool = False
 
     @property
     def address(self) -> str:

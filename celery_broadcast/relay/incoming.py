@@ -14,7 +14,8 @@ from celery_broadcast.errors import RelayError, WireError
 from celery_broadcast.events import Event
 from celery_broadcast.relay.gaps import Gaps
 from celery_broadcast.relay.in_hand import ParcelInHand, text_of
-from celery_broadcast.relay.signing import Signer, Verifier
+from celery_broadcast.relay.pauses import seconds_after
+from celery_broadcast.relay.signing import SENT_AGAIN, Signer, Verifier
 from celery_broadcast.relay.transport import (
     DeadLetter,
     Group,
@@ -23,16 +24,13 @@ from celery_broadcast.relay.transport import (
     Received,
     Transport,
 )
-from celery_broadcast.relay.wire import Arrived, failed_again, read, split
+from celery_broadcast.relay.wire import Arrived, Contents, failed_again, in_text, read, split
 from celery_broadcast.selection import kind_of
 from celery_broadcast.subscription import Subscription
 from celery_broadcast.throttle import Throttle
 from celery_broadcast.waiting import wait_until_set
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
 
 # How long the broker is asked for a parcel while nothing is in hand: so long a
 # stop may have to wait.
@@ -102,13 +100,14 @@ class Incoming:
         self._is_let_go = False
         self._renew_at = 0.0
         self._look_at = 0.0
-        self._pause = 0.0
+        self._failures = 0
         self._gaps = Gaps()
         self._count_at = 0.0
         self._replicas = 1
         self._gap_lines = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_LINES)
         #: What came, and what was done with it, by a word: "parcels", "events",
-        #: "refused", "split", "again", "dead", "given-back"; "missing" is what didn't.
+        #: "refused", "repeated", "split", "again", "dead", "given-back"; "missing" is
+        #: what didn't.
         self.counts: Counter[str] = Counter()
         #: Set while the group is declared and read; not while the broker is away.
         self.is_reading: threading.Event = threading.Event()
@@ -177,7 +176,7 @@ class Incoming:
             self._ended.set()
 
     def _is_done(self) -> bool:
-        if self._is_let_go and self._pause:
+        if self._is_let_go and self._failures:
             return True  # the broker is away: it gives to another what this one had
         is_over = self._is_stopping or self._subscription.switch.is_cancelled
         return (is_over or self._consumer_has_given_up()) and not self._in_hand
@@ -187,7 +186,7 @@ class Incoming:
         try:
             self._step()
         except RelayError as error:
-            if not self._pause:
+            if not self._failures:
                 logger.warning(
                     "consumer %r can't read from the broker, and goes on trying with growing "
                     "pauses: %s",
@@ -195,15 +194,15 @@ class Incoming:
                     error,
                 )
         except Exception:
-            if not self._pause:
+            if not self._failures:
                 logger.exception("consumer %r can't read from the broker, and tries on", self.name)
         else:
             return
         self.is_reading.clear()
         self._gaps.forget()  # others may have had its share meanwhile
-        self._pause = min(_LONGEST_PAUSE_SECONDS, self._pause * 2 or _FIRST_PAUSE_SECONDS)
+        self._failures += 1
         with self._changed:
-            self._changed.wait_for(lambda: self._is_let_go, self._pause)
+            self._changed.wait_for(lambda: self._is_let_go, seconds_after(self._failures))
 
     def _step(self) -> None:
         """Do what is to be done now; wait a little if that is nothing.
@@ -227,9 +226,9 @@ class Incoming:
             self._wait()
 
     def _say_reading(self) -> None:
-        if self._pause:
+        if self._failures:
             logger.info("consumer %r reads from the broker again", self.name)
-        self._pause = 0.0
+        self._failures = 0
         self.is_reading.set()
 
     def _has_room(self) -> bool:
@@ -288,9 +287,11 @@ class Incoming:
     def _take(self, received: Received) -> None:
         """Decide what is to be done with a parcel, and do it."""
         self.counts["parcels"] += 1
-        refusal = received.refusal
-        if not refusal and self._verifier is not None:
-            refusal = self._verifier.refusal(received.parcel)
+        refusal = self._refusal_of(received)
+        if refusal == SENT_AGAIN:  # as a rule since the broker missed the first acknowledgement
+            self.counts["repeated"] += 1
+            self._transport.acknowledge(self._group, received)
+            return
         if refusal:
             self._refuse(received, refusal)
             return
@@ -298,11 +299,20 @@ class Incoming:
             contents = read(received.parcel, self._limits)
         except WireError as error:
             self._refuse(received, str(error))
-            return
         except Exception as error:  # noqa: BLE001  # whatever a stranger makes of it, this goes on
             self._refuse(received, text_of(error))
-            return
+        else:
+            self._take_contents(received, contents)
+
+    def _refusal_of(self, received: Received) -> str:
+        if received.refusal or self._verifier is None:
+            return received.refusal
+        return self._verifier.refusal(received.parcel)
+
+    def _take_contents(self, received: Received, contents: Contents) -> None:
         arrived = contents.arrived
+        if self._subscription.payload == "text":
+            arrived = list(map(in_text, arrived))
         if not received.deliveries:
             self._note_numbers(received.parcel, arrived)
         if len(arrived) + len(contents.refused) > 1 and received.deliveries:
@@ -331,7 +341,8 @@ class Incoming:
     def _refuse(self, received: Received, why: str) -> None:
         self.counts["refused"] += 1
         self._put_aside([self._letter(received, "refused", why)])
-        self._acknowledge(self._group, received)
+        # Not remembered as acknowledged: it may bear the signature of another one.
+        self._transport.acknowledge(self._group, received)
 
     def _split(self, received: Received) -> None:
         """Give each event a parcel of its own: one of them may have killed the process."""

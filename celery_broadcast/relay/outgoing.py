@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import PatientConsumer
 from celery_broadcast.errors import RelayError
 from celery_broadcast.events import JobEvent
+from celery_broadcast.relay.pauses import seconds_after
 from celery_broadcast.relay.transport import Parcel, Transport
 from celery_broadcast.restarts import Restart
 from celery_broadcast.selection import AnyOf, any_of, kind_of
@@ -26,10 +26,7 @@ BATCH = Batch(max_events=100, max_wait=0.2)
 # It is never given up: what it needs may be there again after a day.
 _RESTART = Restart("permanent", max_restarts=8_000, within=86_400.0)
 
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
 _PAUSE_IN_DRAIN_SECONDS = 0.2
-_MOST_DOUBLINGS = 10
 
 
 class Writer(Protocol):
@@ -142,15 +139,6 @@ class Outgoing(PatientConsumer):
             tries,
             self.situation.dropped() - self._dropped_before,
         )
-
-
-def seconds_after(failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row: twice as many each time.
-
-    Somewhat fewer by chance, so that a broker that is back doesn't get all at once.
-    """
-    doubled = _FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, _MOST_DOUBLINGS)
-    return min(doubled, _LONGEST_PAUSE_SECONDS) * random.uniform(0.75, 1.0)  # noqa: S311  # no secret
 
 
 def subscription_of(means: Means, remote: Sequence[Subscription]) -> Subscription:

@@ -8,13 +8,6 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from celery_broadcast.errors import ConfigurationError
-from celery_broadcast.settings import shown
-
-#: How the values of a job travel. "text": each as its `repr`. "json": what JSON
-#: can say as it is, and the rest as text.
-PAYLOADS = ("text", "json")
-
 MOST_CHARACTERS = 1024
 """Of one value as text, and of a key."""
 
@@ -37,24 +30,13 @@ _MOST_BITS = 3_000  # of a whole number that is written out; Python 3.11 refuses
 Convert: TypeAlias = Callable[[Any], Any]
 
 
-def check_payload(payload: object) -> str:
-    """Return how the values of a job travel.
-
-    Raises:
-        ConfigurationError: it is none of `PAYLOADS`.
-    """
-    if isinstance(payload, str) and payload in PAYLOADS:
-        return payload
-    msg = (
-        f"payload={shown(payload)} is not a way for a job's data to travel. Use 'text' (each "
-        "value as its repr, cut to a bounded length) or 'json' (values that are JSON as they are, "
-        "the others as text)."
-    )
-    raise ConfigurationError(msg)
-
-
 def converter(payload: str) -> Convert:
-    """Return what makes the values of one field into what travels; for one field only."""
+    """Return what makes the values of one field into what travels; for one field only.
+
+    Args:
+        payload: "json" for what JSON can say as it is, and the rest as text; "text"
+            for each as its `repr`.
+    """
     return _as_json_within(_Purse(MOST_JSON)) if payload == "json" else text_of
 
 

@@ -19,7 +19,14 @@ from celery import Celery
 from celery_broadcast.errors import RelayError
 from celery_broadcast.relay.amqp_link import AT_ONCE, SCHEMES, AmqpLink
 from celery_broadcast.relay.routing import binding_patterns, routing_key, wants
-from celery_broadcast.relay.transport import DeadLetter, Group, Limits, Parcel, Received
+from celery_broadcast.relay.transport import (
+    MEDIA_TYPE,
+    DeadLetter,
+    Group,
+    Limits,
+    Parcel,
+    Received,
+)
 
 __all__ = ["SCHEMES", "RabbitMQ"]
 
@@ -29,8 +36,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 EXCHANGE = "celery-broadcast"
 DEAD_LETTER_EXCHANGE = "celery-broadcast.dead-letters"
 
-CONTENT_TYPE = "application/cloudevents-batch+json"
-FOREIGN_CONTENT_TYPE = "application/octet-stream"
+FOREIGN_MEDIA_TYPE = "application/octet-stream"
 
 #: How many parcels are on their way at once before the first is confirmed.
 WINDOW = 64
@@ -494,9 +500,9 @@ class _Inbox:
     def __init__(self, channel: Any, group: Group) -> None:
         self.channel = channel
         self.group = group
-        self.is_cancelled = False
-        self.has_handed_out = False
-        self.idle_since = 0.0
+        self.is_cancelled: bool = False
+        self.has_handed_out: bool = False
+        self.idle_since: float = 0.0
         self._messages: deque[amqp.Message] = deque()
         channel.basic_qos(0, 1, False)  # noqa: FBT003  # of each consumer
         channel.basic_consume(
@@ -554,7 +560,7 @@ def _message(parcel: Parcel, **properties: Any) -> amqp.Message:
     return amqp.Message(
         parcel.body,
         **{
-            "content_type": CONTENT_TYPE,
+            "content_type": MEDIA_TYPE,
             "content_encoding": "utf-8",
             "delivery_mode": 2,  # on disk
             "message_id": uuid.uuid4().hex,
@@ -575,7 +581,7 @@ def _letter_message(letter: DeadLetter) -> amqp.Message:
     is_foreign = letter.reason == "refused"
     return _message(
         letter.parcel,
-        content_type=FOREIGN_CONTENT_TYPE if is_foreign else CONTENT_TYPE,
+        content_type=FOREIGN_MEDIA_TYPE if is_foreign else MEDIA_TYPE,
         headers={
             _REASON: letter.reason,
             _ERROR: _header(letter.error, ERROR_CHARACTERS),
@@ -617,8 +623,8 @@ def _refusal(message: amqp.Message, size: int, limits: Limits) -> str:
     content_type = message.properties.get("content_type")
     encoding = message.properties.get("content_encoding")
     headers = _headers(message)
-    if content_type != CONTENT_TYPE:
-        return f"its content type is {_shown(content_type)}, not {CONTENT_TYPE!r}"
+    if content_type != MEDIA_TYPE:
+        return f"its content type is {_shown(content_type)}, not {MEDIA_TYPE!r}"
     if encoding not in (None, "", "utf-8"):
         return f"its content encoding is {_shown(encoding)}, not 'utf-8'"
     if "compression" in headers:
@@ -684,8 +690,10 @@ def _body(message: amqp.Message) -> bytes:
 
 
 def _deliveries(message: amqp.Message) -> int:
-    counted = _number(_headers(message).get("x-delivery-count"))
-    return max(counted, int(message.delivery_info["redelivered"]))
+    """Return how often it was handed out before; its own word on that may be anybody's."""
+    if not message.delivery_info["redelivered"]:  # this one is RabbitMQ's
+        return 0
+    return max(1, _number(_headers(message).get("x-delivery-count")))
 
 
 def _number(value: Any) -> int:

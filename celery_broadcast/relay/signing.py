@@ -28,16 +28,17 @@ from typing import TypeAlias
 
 import msgspec
 
-from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.relay.transport import Parcel
-
-SHORTEST_KEY_BYTES = 16
+from celery_broadcast.settings import check_key
 
 MOST_REMEMBERED = 100_000
 """Parcels that a verifier knows again; some 20 MB."""
 
 MOST_SECONDS_AHEAD = 300.0
 """By how much the clock of who signs may be ahead."""
+
+SENT_AGAIN = "The parcel has been acknowledged here before: it was sent again."
+"""Why `Verifier.refusal` refuses what is known: the only reason to forget a parcel at once."""
 
 _VERSION = "v1"
 _LONGEST_SIGNATURE = 200
@@ -111,7 +112,7 @@ class Verifier:
                 "way, or who sent it has another key."
             )
         if nonce in self._acknowledged:
-            return "The parcel has been acknowledged here before: it was sent again."
+            return SENT_AGAIN
         return self._refusal_of_age(self._clock() - int(signed_at))
 
     def _refusal_of_age(self, age: float) -> str:
@@ -125,48 +126,16 @@ class Verifier:
         return ""
 
     def acknowledged(self, parcel: Parcel) -> None:
-        """Remember a parcel that was opened and is acknowledged: it is not to come again."""
+        """Remember a parcel that was opened and is acknowledged: it is not to come again.
+
+        Not one that was refused: whoever has changed it would have the real one refused, too.
+        """
         parts = _parts_of(parcel.signature)
         if parts is None:
             return
         self._acknowledged[parts[1]] = None
         while len(self._acknowledged) > MOST_REMEMBERED:
             self._acknowledged.popitem(last=False)
-
-
-def check_key(setting: str, value: object) -> tuple[bytes, ...]:
-    """Return the keys. No message shows one.
-
-    Raises:
-        ConfigurationError: there is none, or one is no text or too short.
-    """
-    keys: list[object] = list(value) if isinstance(value, list | tuple) else [value]
-    if not keys:
-        msg = f"{setting} is an empty list, so nothing could be signed. {_advice(setting)}"
-        raise ConfigurationError(msg)
-    return tuple(_check_one_key(setting, key) for key in keys)
-
-
-def _check_one_key(setting: str, key: object) -> bytes:
-    if not isinstance(key, str | bytes):
-        msg = f"{setting} is or holds a {type(key).__name__}, which is no key. {_advice(setting)}"
-        raise ConfigurationError(msg)
-    encoded = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
-    if len(encoded) < SHORTEST_KEY_BYTES:
-        msg = (
-            f"{setting} is or holds a key of {len(encoded)} bytes, which can be guessed. "
-            f"{_advice(setting)}"
-        )
-        raise ConfigurationError(msg)
-    return encoded
-
-
-def _advice(setting: str) -> str:
-    return (
-        f"Set {setting} to a secret of at least {SHORTEST_KEY_BYTES} bytes, such as what "
-        'python -c "import secrets; print(secrets.token_hex(32))" prints, or to a list of such, '
-        "of which the first signs."
-    )
 
 
 def _mac(key: bytes, parcel: Parcel, signed_at: str, nonce: str) -> bytes:

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+MEDIA_TYPE = "application/cloudevents-batch+json"
+"""Of a parcel's body."""
+
 
 class Parcel(msgspec.Struct, frozen=True, kw_only=True):
     """Events of one type and one task that travel together.
@@ -91,7 +94,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float = 7 * 86_400.0
     lease: float = 60.0
     timeout: float = 5.0
-    max_parcel_bytes: int = 16 * 1024 * 1024
+    max_parcel_bytes: int = 2 * 1024 * 1024
 
 
 class Transport(Protocol):

@@ -37,7 +37,6 @@ from celery_broadcast.errors import ConfigurationError, WireError
 from celery_broadcast.events import EVENT_TYPES, Event, JobEnded, JobEvent, qualified_name
 from celery_broadcast.relay.payload import (
     MOST_CHARACTERS,
-    check_payload,
     converter,
     cut,
     encodable,
@@ -62,9 +61,6 @@ MOST_BYTES = 1024 * 1024
 
 MOST_EVENTS_READ = 1000
 """In a parcel that is read."""
-
-MEDIA_TYPE = "application/cloudevents-batch+json"
-"""Of a parcel's body."""
 
 TYPE_PREFIX = "io.celery.task."
 
@@ -122,6 +118,7 @@ class CloudEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     datacontenttype: Literal["application/json"] | None = None
     taskid: Annotated[str, _about("the id of the job")] = ""
     rootid: Annotated[str | None, _about("the id of the first job of the workflow")] = None
+    payload: Annotated[str, _about("how the job's values travel: text, or json")] = "text"
     failures: Annotated[
         int, msgspec.Meta(ge=0, le=2**31 - 1), _about("how often a consumer raised on it")
     ] = 0
@@ -145,6 +142,7 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True):
         task_sequence: its number among those with the same type and task, which
             go the same way: a gap is what was dropped or not delivered yet. 0
             if the sender didn't say.
+        payload: how the job's values came, "text" or "json".
         failures: how often a consumer of this group raised on it.
         error: what it raised the last time, as text; "" if it never did.
     """
@@ -154,6 +152,7 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True):
     producer: str
     sequence: int
     task_sequence: int = 0
+    payload: str = "text"
     failures: int = 0
     error: str = ""
 
@@ -239,20 +238,8 @@ def cloud_event_type(event_type: str) -> Any:
 
 
 def names_on_the_wire(events: Iterable[type[Event]]) -> tuple[str, ...]:
-    """Return the names of the event types that a remote consumer gets which asks for these.
-
-    Raises:
-        ConfigurationError: one is the user's own, and those don't travel.
-    """
+    """Return the names of the event types that a remote consumer gets which asks for these."""
     wanted = tuple(events)
-    for event_type in wanted:
-        if event_type.__module__ != Event.__module__:
-            msg = (
-                f"{event_type.__name__} can't be sent to a remote consumer: only the events of "
-                f"jobs travel. Subscribe to {', '.join(EVENT_TYPES)}, JobEnded or JobEvent, "
-                "or leave out remote=True."
-            )
-            raise ConfigurationError(msg)
     return tuple(name for name, known in EVENT_TYPES.items() if issubclass(known, wanted))
 
 
@@ -295,11 +282,7 @@ class Writer:
         Args:
             events: the events.
             payload: how the job's values travel, "text" or "json".
-
-        Raises:
-            ConfigurationError: `payload` is neither.
         """
-        check_payload(payload)
         latest: dict[tuple[str, str], _Bundle] = {}
         bundles: list[_Bundle] = []
         for event in events:
@@ -360,6 +343,7 @@ class Writer:
             tasksequence=f"{self._task_sequences[lane]:016d}",
             taskid=_text(event.task_id),
             rootid=_text_or_none(event.root_id),
+            payload=payload,
             data=data,
         )
 
@@ -474,6 +458,22 @@ def read(parcel: Parcel, limits: Limits) -> Contents:
         return Contents(arrived=[_arrived(each, parcel, codec) for each in cloud_events])
     except WireError:
         return _read_one_by_one(parcel, codec)
+
+
+def in_text(arrived: Arrived) -> Arrived:
+    """Return an event as one gets it who hasn't asked for JSON, though somebody else has."""
+    if arrived.payload != "json":
+        return arrived
+    event = arrived.event
+    changes: dict[str, Any] = {}
+    if event.args is not None:
+        changes["args"] = tuple(map(text_of, event.args))
+    if event.kwargs is not None:
+        changes["kwargs"] = {name: text_of(value) for name, value in event.kwargs.items()}
+    if getattr(event, "result", None) is not None:
+        changes["result"] = text_of(event.result)  # type: ignore[attr-defined]  # as just seen
+    as_text = msgspec.structs.replace(event, **changes)
+    return msgspec.structs.replace(arrived, event=as_text, payload="text")
 
 
 def split(parcel: Parcel, limits: Limits) -> list[Parcel]:
@@ -650,6 +650,7 @@ def _arrived(cloud_event: CloudEvent, parcel: Parcel, codec: _Codec) -> Arrived:
         producer=cloud_event.producer,
         sequence=_number("sequence", cloud_event.sequence),
         task_sequence=_number("tasksequence", task_sequence) if task_sequence is not None else 0,
+        payload=cloud_event.payload,
         failures=cloud_event.failures,
         error=cloud_event.error,
     )

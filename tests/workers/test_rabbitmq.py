@@ -20,13 +20,13 @@ from nodes.rabbit_process import RabbitProcess
 
 from celery_broadcast.errors import RelayError
 from celery_broadcast.relay.rabbitmq import (
-    CONTENT_TYPE,
     DELIVERY_LIMIT,
     EXCHANGE,
     REFUSED_BODY_BYTES,
     RabbitMQ,
 )
 from celery_broadcast.relay.transport import (
+    MEDIA_TYPE,
     DeadLetter,
     Group,
     Limits,
@@ -346,6 +346,18 @@ def test_what_a_killed_process_had_goes_to_another_replica_at_once(
     assert (received.parcel.task_name, received.deliveries) == ("shop.kills", 1)
 
 
+def test_a_message_cannot_say_itself_how_often_it_was_handed_out(
+    transport: MakeTransport, group: Group, foreign: Any
+) -> None:
+    reader = transport()
+    reader.declare(group)
+    forged = message(headers={"x-delivery-count": 99})
+
+    foreign.basic_publish(forged, "", f"celery-broadcast.{group.name}")
+
+    assert receive(reader, group).deliveries == 0
+
+
 def test_what_no_reader_survives_is_put_aside_by_rabbitmq(
     transport: MakeTransport, group: Group
 ) -> None:
@@ -447,7 +459,7 @@ def test_an_error_of_any_length_is_put_aside(transport: MakeTransport, group: Gr
 
 
 def message(body: bytes = b"[]", **properties: Any) -> amqp.Message:
-    ours: dict[str, Any] = {"content_type": CONTENT_TYPE, "type": "JobFailed"}
+    ours: dict[str, Any] = {"content_type": MEDIA_TYPE, "type": "JobFailed"}
     headers = {"celery-broadcast-task": "shop.charge", **properties.pop("headers", {})}
     return amqp.Message(body, application_headers=headers, **{**ours, **properties})
 
