@@ -32,6 +32,8 @@ def page(event: JobFinished) -> None:
     what = event.task_id.partition("-")[0]
     if what == "raise":
         raise ValueError(event.task_id)
+    if what == "mend" and not Path(f"{os.environ['JOB_APP_HANDLED']}.mended").exists():
+        raise ValueError(event.task_id)
     if what == "die":
         os._exit(9)
     if what == "sleep":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import blinker
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from celery_broadcast import notices, settings
 from celery_broadcast.batch import Batch
+from celery_broadcast.commands import broadcast
 from celery_broadcast.counts import DROP_REASONS, ConsumerStats
 from celery_broadcast.events import EVENT_TYPES, JobEnded, JobEvent
 from celery_broadcast.options import _MOST_CONCURRENT, OPTIONS
@@ -72,6 +75,36 @@ def test_an_example_of_the_consumers_page_runs(block: str, tmp_path: Path) -> No
     )
 
     assert ran.returncode == 0, ran.stderr
+
+
+RELAY = (ROOT / "docs" / "relay.md").read_text()
+
+
+@pytest.mark.parametrize("block", blocks("python", RELAY), ids=lambda block: block.split()[1])
+def test_an_example_of_the_relay_page_runs(block: str, tmp_path: Path) -> None:
+    """Without a broker, which nothing of it asks for before there is an event."""
+    (tmp_path / block.split()[1]).write_text(block)
+
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", block.split()[1]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("command", "".join(blocks("console", RELAY)).splitlines()[5:])
+def test_a_command_of_the_relay_page_exists(command: str) -> None:
+    """The first five are run, in tests/workers/test_relay_page.py."""
+    before, _, arguments = command.partition(" broadcast ")
+    assert before == "$ celery -A shop"
+
+    ran = CliRunner().invoke(broadcast, [*shlex.split(arguments), "--help"])
+
+    assert ran.exit_code == 0, ran.output
 
 
 def test_the_consumers_page_has_every_option_in_its_table_and_in_an_example() -> None:
@@ -234,11 +267,12 @@ def test_the_operations_page_has_every_number_reason_and_notice() -> None:
     assert sorted(rows(OPERATIONS, "Notice")) == sorted(names)
 
 
-def test_the_log_lines_of_the_operations_page_are_those_of_the_code() -> None:
+@pytest.mark.parametrize("page", [OPERATIONS, RELAY], ids=["operations", "relay"])
+def test_the_log_lines_of_a_page_are_those_of_the_code(page: str) -> None:
     source = "".join(
         re.sub(r'"\s*"', "", file.read_text()) for file in (ROOT / "celery_broadcast").rglob("*.py")
     )
-    lines = [line.split("|")[2].strip() for line in OPERATIONS.splitlines() if LEVEL.match(line)]
+    lines = [line.split("|")[2].strip() for line in page.splitlines() if LEVEL.match(line)]
 
     assert len(lines) >= 10
     for line in lines:
