@@ -59,6 +59,21 @@ def test_a_sentinel_is_a_redis(choose: Callable[..., Choice]) -> None:
     assert isinstance(choice.new_transport(), RedisStreams)
 
 
+NO_CERTIFICATE = {"ssl_cert_reqs": "none"}
+
+
+@pytest.mark.parametrize(("broker", "tls"), [("amqps://h", None), ("rediss://h", NO_CERTIFICATE)])
+def test_what_the_app_says_of_the_tls_of_another_kind_of_broker_is_not_meant_here(
+    broker: str, tls: dict[str, str] | None, choose: Callable[..., Choice]
+) -> None:
+    choice = choose(broker, broker_use_ssl=NO_CERTIFICATE, broadcast_relay_url="redis://h")
+
+    transport = choice.new_transport()
+
+    assert isinstance(transport, RedisStreams)
+    assert transport._servers._addresses[0].tls == tls
+
+
 def test_without_any_broker_it_is_celerys_own_default(choose: Callable[..., Choice]) -> None:
     assert isinstance(choose(None).new_transport(), RabbitMQ)
 

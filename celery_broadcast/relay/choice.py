@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from celery_broadcast.relay.redis_streams import RedisStreams
 
 _REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
-_RABBITMQ = frozenset({"amqp", "amqps", "pyamqp"})
+_RABBITMQ = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq"})
 
 
 class Choice:
@@ -55,13 +55,14 @@ class Choice:
             ConfigurationError: there is none for this broker.
         """
         app = self._living_app()
-        urls = self._urls(app)
-        schemes = {url.partition("://")[0].lower() for url in urls}
+        urls = _several(self._settings.relay_url) or _urls_of(app)
+        schemes = _schemes_of(urls)
         if schemes <= _REDIS:
             return _redis_streams().from_app_settings(
                 urls,
                 app.conf.broker_transport_options or {},
-                app.conf.broker_use_ssl,
+                # Of another kind of broker it would say nothing here.
+                app.conf.broker_use_ssl if _schemes_of(_urls_of(app)) <= _REDIS else None,
                 self.limits(),
             )
         if schemes <= _RABBITMQ:
@@ -105,14 +106,6 @@ class Choice:
             raise ConfigurationError(msg)
         return app
 
-    def _urls(self, app: Any) -> list[str]:
-        url = self._settings.relay_url or app.conf.broker_write_url
-        if not url:  # kombu's own default
-            scheme = app.connection_for_write().transport_cls
-            return [f"{scheme}://"]
-        urls = url.split(";") if isinstance(url, str) else list(url)
-        return [each for several in urls for each in several.split(";") if each]
-
 
 class Outbox:
     """Writes parcels, and signs them if there is a key."""
@@ -125,6 +118,21 @@ class Outbox:
         """Return parcels, each of one event type and one task."""
         parcels = self._writer.parcels(events, payload)
         return parcels if self._signer is None else list(map(self._signer.sign, parcels))
+
+
+def _urls_of(app: Any) -> list[str]:
+    """Return the URLs of the app's broker; without any, that of kombu's own default."""
+    urls = _several(app.conf.broker_write_url)
+    return urls or [f"{app.connection_for_write().transport_cls}://"]
+
+
+def _several(url: str | Sequence[str] | None) -> list[str]:
+    urls = [url] if isinstance(url, str) else url or []
+    return [each for several in urls for each in several.split(";") if each]
+
+
+def _schemes_of(urls: Sequence[str]) -> set[str]:
+    return {url.partition("://")[0].lower() for url in urls}
 
 
 def _redis_streams() -> type[RedisStreams]:
