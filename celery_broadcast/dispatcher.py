@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from celery_broadcast.events import Event
 from celery_broadcast.mailbox import Mailbox
-from celery_broadcast.receipt import Receipt
 from celery_broadcast.selection import Kind, Selection, kind_of
+
+if TYPE_CHECKING:
+    from celery_broadcast.receipt import Receipt
 
 # Task and queue names can be made up at run time without end.
 _MOST_KINDS_REMEMBERED = 10_000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from types import CoroutineType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_broadcast import django_connections, stacks
 from celery_broadcast.calls import Call, Calls
@@ -20,9 +20,11 @@ from celery_broadcast.inbox import Post
 from celery_broadcast.intake import Intake, Work
 from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.rate_limit import RateLimit
-from celery_broadcast.receipt import Outcome, Receipt
 from celery_broadcast.restarts import ended_on_purpose
 from celery_broadcast.subscription import Subscription
+
+if TYPE_CHECKING:
+    from celery_broadcast.receipt import Outcome, Receipt
 
 #: The consumers in whose hands the present code runs; empty anywhere else.
 hands: ContextVar[AbstractSet[str]] = ContextVar("celery_broadcast_hands", default=frozenset())

@@ -7,11 +7,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 
 import msgspec
 
 from celery_broadcast.errors import RelayError
+from celery_broadcast.relay.routing import wants
 from celery_broadcast.relay.transport import DeadLetter, Group, Limits, Parcel, Received
 
 
@@ -111,7 +111,7 @@ class MemoryTransport:
         self._exchange("publish")
         for parcel in parcels:
             for name, group in self.broker.groups.items():
-                if _wants(group, parcel):
+                if wants(group, parcel.event_type, parcel.task_name):
                     self.broker.add(name, parcel)
 
     def declare(self, group: Group) -> None:
@@ -189,9 +189,3 @@ class MemoryTransport:
         for readers in self.broker.readers.values():
             readers.discard(self)
         self.is_closed = True
-
-
-def _wants(group: Group, parcel: Parcel) -> bool:
-    if parcel.event_type not in group.event_types:
-        return False
-    return group.tasks is None or any(fnmatchcase(parcel.task_name, glob) for glob in group.tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -23,6 +24,11 @@ def make_writer(**options: Any) -> Writer:
 def only(parcels: list[Parcel]) -> Parcel:
     (parcel,) = parcels
     return parcel
+
+
+def parcel_of(events: Iterable[JobEvent], writer: Writer | None = None) -> Parcel:
+    """Return the one parcel that these events make."""
+    return only((writer or Writer("producer", "/celery/tests")).parcels(events))
 
 
 def sent(*events: JobEvent, payload: str = "text", **options: Any) -> list[Arrived]:

@@ -51,14 +51,14 @@ MAY_IMPORT = {
     "inbox": {"bell", "naps"},
     "mailbox": {"bell", "counts", "switch"},
     "receipt": set(),
-    "dispatcher": {"events", "mailbox", "receipt", "selection"},
+    "dispatcher": {"events", "mailbox", "selection"},
     "losses": {"counts", "notices", "throttle"},
     "failures": {"notices", "throttle"},
     "calls": {"failures", "notices"},
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
         *("calls", "dispatcher", "django_connections", "errors", "failures", "inbox", "intake"),
-        *("mailbox", "rate_limit", "receipt", "restarts", "stacks", "subscription"),
+        *("mailbox", "rate_limit", "restarts", "stacks", "subscription"),
     },
     "life": {
         *("counts", "consumer", "dispatcher", "django_connections", "intake", "notices", "station"),
@@ -168,6 +168,8 @@ LOADED_LATER = {
     "inbox": {"mailbox"},
     "declaration": {"retry"},
     "streams": {"declaration", "producer"},
+    "dispatcher": {"receipt"},
+    "station": {"receipt"},
     "consumer_thread": {"async_life"},
     "installation": {
         *("bridge", "events", "greenlets", "muting", "producer", "relay.choice", "relay.outgoing"),

@@ -241,11 +241,32 @@ def test_a_process_without_remote_consumers_loads_nothing_of_the_relay() -> None
 
         job.delay()
         drain()
-        print([name for name in sys.modules if name.startswith("celery_broadcast.relay")])
+        print([name for name in sys.modules if name.startswith("celery_broadcast.re")])
         """
     )
 
-    assert loaded.strip() == "[]"
+    assert "relay" not in loaded
+    assert "receipt" not in loaded
+
+
+def test_with_the_flag_off_a_remote_consumer_loads_nothing_of_the_relay() -> None:
+    loaded = python(
+        """
+        import sys
+        from celery import Celery
+        app = Celery(broker="memory://")
+        import celery_broadcast.plugin
+        from celery_broadcast import on_job_event
+
+        @on_job_event(remote=True)
+        def trail(event): ...
+
+        assert not app.conf.task_always_eager  # which has it read its configuration
+        print([name for name in sys.modules if name.startswith("celery_broadcast.re")])
+        """
+    )
+
+    assert "relay" not in loaded
 
 
 def test_in_a_block_for_tests_a_remote_consumer_runs_without_a_broker(

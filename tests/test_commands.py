@@ -14,13 +14,13 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 from memory_transport import MemoryBroker, MemoryTransport
+from parcels import parcel_of
 from recorder import numbered, subscribe
 
 from celery_broadcast import JobFinished
 from celery_broadcast.commands import broadcast
 from celery_broadcast.relay.choice import Choice
-from celery_broadcast.relay.transport import DeadLetter, Group, Parcel
-from celery_broadcast.relay.wire import Writer
+from celery_broadcast.relay.transport import DeadLetter, Group
 from celery_broadcast.subscription import registry
 
 PAGER = Group(name="pager", event_types=("JobFinished",))
@@ -53,14 +53,16 @@ def command(app: Celery, *arguments: str, answer: str = "") -> Result:
     )
 
 
-def parcel() -> Parcel:
-    return Writer("producer", "/celery/tests").parcels(numbered(1))[0]
-
-
 def put_aside(broker: MemoryBroker, count: int = 1) -> list[str]:
     """Put dead letters aside; return their ids."""
     letters = [
-        DeadLetter(parcel=parcel(), reason="raised", error="Oh\nno", deliveries=5, put_aside_at=1.0)
+        DeadLetter(
+            parcel=parcel_of(numbered(1)),
+            reason="raised",
+            error="Oh\nno",
+            deliveries=5,
+            put_aside_at=1.0,
+        )
         for _ in range(count)
     ]
     MemoryTransport(broker).put_aside(PAGER, letters)

@@ -7,19 +7,20 @@ import time
 import msgspec
 import pytest
 from memory_transport import MemoryBroker, MemoryTransport
+from parcels import parcel_of
 from recorder import numbered
 
 from celery_broadcast.relay.dead_letters import DeadLetters, shown, without_failures
 from celery_broadcast.relay.signing import Signer, Verifier
 from celery_broadcast.relay.transport import DeadLetter, Group, Limits, Parcel
-from celery_broadcast.relay.wire import Writer, failed_again, read
+from celery_broadcast.relay.wire import failed_again, read
 
 GROUP = Group(name="pager", event_types=("JobFinished",))
 KEY = "a key of thirty-two characters.."
 
 
 def failed_parcel(task_id: int = 0) -> Parcel:
-    (parcel,) = Writer("producer", "/celery/tests").parcels(numbered(task_id + 1)[task_id:])
+    parcel = parcel_of(numbered(task_id + 1)[task_id:])
     (arrived,) = read(parcel, Limits()).arrived
     return failed_again(parcel, arrived, "ValueError: theirs")
 

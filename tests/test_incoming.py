@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
 from memory_transport import MemoryBroker, MemoryTransport
 from nodes.deadline import wait_until
+from parcels import parcel_of
 from recorder import HeldRecorder, Recorder, make_event, numbered, subscribe
 
 from celery_broadcast import Batch, JobFinished, Restart
@@ -81,12 +82,6 @@ def start(broker: MemoryBroker, make_producer: Callable[..., Producer]) -> Itera
     broker.is_away = False
     for replica in replicas:
         replica.stop()
-
-
-def parcel_of(events: Iterable[JobEvent], writer: Writer | None = None) -> Parcel:
-    parcels = (writer or Writer("producer", "/celery/tests")).parcels(events)
-    assert len(parcels) == 1
-    return parcels[0]
 
 
 def letters_of(broker: MemoryBroker) -> list[DeadLetter]:
