@@ -251,12 +251,14 @@ class _ReadyFile:
             raise _cannot_write(path, FileNotFoundError(f"there is no folder {path.parent}"))
 
     def write(self) -> None:
-        if self._path is None or self._is_written:
+        """Write it, if one is asked for; say so in any case. Twice is harmless."""
+        if self._is_written:
             return
-        try:
-            self._path.write_text(f"{os.getpid()}\n")
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
+        if self._path is not None:
+            try:
+                self._path.write_text(f"{os.getpid()}\n")
+            except OSError as error:
+                raise _cannot_write(self._path, error) from error
         self._is_written = True
         logger.info("broadcast is ready: every group is declared and read")
 

@@ -353,14 +353,12 @@ class Incoming:
 
     def _bury(self, received: Received, arrived: Arrived) -> None:
         text = f"The consumer raised on it {arrived.failures} times.\n{arrived.error}"
+        reason = "raised" if arrived.failures >= received.deliveries else "killed"
         if received.deliveries:
-            reason = "killed"
             text = (
                 f"It was handed out {received.deliveries} times, and each time the process that "
                 f"had it died, or was silent for longer than the lease. {text}"
             )
-        else:
-            reason = "raised"
         self._put_aside([self._letter(received, reason, text.rstrip(), failures=arrived.failures)])
         self._acknowledge(self._group, received)
 
