@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from celery import _state, signals
 
 from celery_broadcast import settings
@@ -216,7 +217,7 @@ def settings_of_block() -> settings.Settings:
     loaded = (
         settings.Settings() if app is None else settings.load(app.conf, os.environ, app.namespace)
     )
-    return loaded._replace(enabled=True)
+    return msgspec.structs.replace(loaded, enabled=True)
 
 
 def _in_force() -> Bridge | None:

@@ -6,7 +6,9 @@ import contextlib
 import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
+
+import msgspec
 
 from celery_broadcast.errors import ConfigurationError
 
@@ -228,7 +230,7 @@ def _check_redact(setting: str, value: object) -> str | None:
     raise ConfigurationError(msg)
 
 
-class Settings(NamedTuple):  # made sooner than a dataclass, and without msgspec
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The checked settings of one process.
 
     Attributes:
@@ -267,9 +269,13 @@ class Settings(NamedTuple):  # made sooner than a dataclass, and without msgspec
 
     def __repr__(self) -> str:
         """Show the settings, but no secret."""
-        fields = self._asdict()
-        shown_fields = (f"{name}={_shown_setting(name, fields[name])}" for name in fields)
-        return f"Settings({', '.join(shown_fields)})"
+        fields = (f"{name}={shown(value)}" for name, value in self.__rich_repr__())
+        return f"Settings({', '.join(fields)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return the same for rich, which doesn't ask for the `repr`."""
+        fields = msgspec.structs.asdict(self)
+        return [(name, _without_secret(name, value)) for name, value in fields.items()]
 
 
 _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
@@ -293,8 +299,8 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
 _SECRETS = frozenset({"relay_url", "relay_key"})
 
 
-def _shown_setting(name: str, value: object) -> str:
-    return "'...'" if name in _SECRETS and value is not None else shown(value)
+def _without_secret(name: str, value: object) -> object:
+    return "..." if name in _SECRETS and value is not None else value
 
 
 def load(
@@ -326,8 +332,8 @@ def load(
         if name in given and given[name] != value:
             msg = (
                 f"{spelled[name]} and {key} are the same setting with different values, "
-                f"{_shown_setting(name, configuration[spelled[name]])} and "
-                f"{_shown_setting(name, configuration[key])}. Remove one."
+                f"{shown(_without_secret(name, configuration[spelled[name]]))} and "
+                f"{shown(_without_secret(name, configuration[key]))}. Remove one."
             )
             raise ConfigurationError(msg)
         given[name], spelled[name] = value, key

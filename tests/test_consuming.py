@@ -31,7 +31,7 @@ def broker() -> MemoryBroker:
 
 
 def consuming(broker: MemoryBroker, *subscriptions: Subscription, **settings: Any) -> Consuming:
-    checked = Settings(drain_timeout=10.0)._replace(**settings)
+    checked = Settings(**{"drain_timeout": 10.0, **settings})
     return Consuming(subscriptions, checked, lambda: MemoryTransport(broker), Limits())
 
 

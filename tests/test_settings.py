@@ -34,7 +34,7 @@ GIVEN: dict[str, tuple[object, object]] = {
     "redact": ("shop.privacy.redact", "shop.privacy.redact"),
 }
 
-NAMES = list(Settings._fields)
+NAMES = list(Settings.__struct_fields__)
 
 
 class Unshowable:
@@ -311,7 +311,7 @@ def test_a_wrong_value_is_an_error_whatever_it_is(name: str, values: list[object
 def test_no_message_and_no_repr_shows_a_password_or_a_key() -> None:
     url, key = "redis://:hush@here/0", "hush" * 8
     loaded = load({"broadcast_relay_url": url, "broadcast_relay_key": key}, {})
-    shown = [repr(loaded), str(loaded), f"{loaded}"]
+    shown = [repr(loaded), str(loaded), f"{loaded}", str(loaded.__rich_repr__())]
     for name, values in {"url": (url, f"{url}1"), "key": (key, f"{key}1")}.items():
         spellings = (f"broadcast_relay_{name}", f"CELERY_BROADCAST_RELAY_{name.upper()}")
         shown.append(complaint(dict(zip(spellings, values, strict=True))))
