@@ -261,15 +261,16 @@ class Survivor:
             undecided = []
             for candidate in verdict.candidates:
                 slot, note, running = candidate
+                state = slot.state(note)  # once, and first: its process may write just now
                 dead = [dead for dead in self._dead if dead.running == running]
                 if dead:
                     self._dead.remove(dead[0])
                     self._end_by_news(verdict.news, dead[0])
-                elif slot.read(note) == running and slot.state(note) == ABANDONED:
+                elif slot.read(note) == running and state == ABANDONED:
                     slot.set_state(note, CLOSED)
                     # It tells the start itself, before it goes.
                     self._end_by_news(verdict.news, _Dead(running, slot.pid, is_start_told=True))
-                elif slot.read(note) == running and slot.state(note) == RUNNING:
+                elif slot.read(note) == running and state == RUNNING:
                     undecided.append(candidate)
             if undecided:
                 standing.append(_Verdict(verdict.news, undecided))

@@ -492,6 +492,31 @@ def test_what_a_process_leaves_to_its_parent_ends_as_the_news_said_before(pool: 
     assert pool.told == [("JobRevoked", "id-1")]
 
 
+@pytest.mark.parametrize("looks", range(1, 5))
+def test_what_a_process_leaves_to_its_parent_while_the_news_come_ends_as_they_say(
+    looks: int, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = pool.fork()
+    request = process.start()
+    look, looked = Slot.state, itertools.count(1)
+
+    def look_and_leave(slot: Slot, note: int) -> int:
+        state = look(slot, note)
+        if next(looked) == looks:  # right after the main process has looked so often
+            process.attempts.leave_to_parent(request)
+        return state
+
+    monkeypatch.setattr(Slot, "state", look_and_leave)
+    pool.survivor.hear(news(JobRevoked))
+    monkeypatch.undo()
+    process.attempts.leave_to_parent(request)  # at the latest
+    pool.reap(process)
+    pool.survivor.note_that_all_is_told()
+    pool.survivor.look()
+
+    assert pool.told == [("JobRevoked", "id-1")]
+
+
 def test_what_a_process_has_left_to_its_parent_ends_with_the_news(pool: Pool) -> None:
     process = pool.fork()
     process.attempts.leave_to_parent(process.start())
