@@ -4,11 +4,13 @@
 #   make celery-tests  runs Celery's own tests with it off and on, in some minutes
 #   make bench  measures what it costs, beside what else one would take, in up to ten minutes
 #   make chaos  kills the processes of a busy worker, and checks what is told of its jobs
+#   make chaos-relay  kills remote consumers and restarts their broker, and checks that each
+#                     has every event
 
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test test-fast celery-tests bench chaos lint types clean
+.PHONY: demo test test-fast celery-tests bench chaos chaos-relay lint types clean
 
 demo: $(VENV)/with-demo
 	$(VENV)/bin/python -m example_project.demo
@@ -33,6 +35,11 @@ bench: $(VENV)/with-bench
 # Some minutes; the seed it prints repeats it: make chaos OPTIONS="--seed 7 --jobs 1000 --kills 50"
 chaos: $(VENV)/with-test
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(VENV)/bin/python -m chaos $(OPTIONS)
+
+# The same of remote consumers, on Redis and then on RabbitMQ: OPTIONS="--broker redis --seed 7"
+chaos-relay: $(VENV)/with-test
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" tools/with_servers.sh \
+		$(VENV)/bin/python -m chaos_relay $(OPTIONS)
 
 lint: $(VENV)/with-dev
 	$(VENV)/bin/ruff check

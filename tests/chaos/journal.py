@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -59,9 +59,11 @@ class Drained(Line, frozen=True, kw_only=True, tag=True):
 
 
 AnyLine: TypeAlias = Published | Closed | Handled | Drained
+DECODER: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
+
+L = TypeVar("L")
 
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
 
 class Pen:
@@ -70,26 +72,32 @@ class Pen:
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def write(self, line: AnyLine) -> None:
+    def write(self, line: Line) -> None:
         """Write one line."""
         os.write(self._file, _encoder.encode(line) + b"\n")
 
 
-class Journal:
-    """Reads what was written so far."""
+class Journal(Generic[L]):
+    """Reads what was written so far.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        decoder: of its lines.
+    """
+
+    def __init__(self, path: Path, decoder: msgspec.json.Decoder[L]) -> None:
         self.path = path
-        self.lines: list[AnyLine] = []
+        self.lines: list[L] = []
+        self._decoder = decoder
         self._offset = 0
         path.touch()
 
-    def read_on(self) -> list[AnyLine]:
+    def read_on(self) -> list[L]:
         """Return the lines since the last call; they are added to `lines`."""
         with self.path.open("rb") as file:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        read = _decoder.decode_lines(whole)
+        read = self._decoder.decode_lines(whole)
         self.lines += read
         return read

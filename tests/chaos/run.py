@@ -23,7 +23,7 @@ from nodes.worker_process import WorkerProcess
 
 from celery_broadcast.counts import ConsumerStats
 from chaos import killer, load
-from chaos.journal import JOURNAL, AnyLine, Journal, Published
+from chaos.journal import DECODER, JOURNAL, AnyLine, Journal, Published
 from chaos.killer import Killer
 from chaos.load import AWAITS_REVOKE, SEED, Job
 from chaos.main_process import Holdings, MainProcess
@@ -107,7 +107,7 @@ def run(order: Order, broker_url: str, folder: Path) -> Result:
         broker_url: of a Redis server.
         folder: where the journal and the worker's log are left; an empty one.
     """
-    journal = Journal(folder / "journal")
+    journal = Journal(folder / "journal", DECODER)
     queue = f"chaos-{order.seed}-{time.monotonic_ns()}"
     config = {
         "broker_url": broker_url,
@@ -146,7 +146,7 @@ class _Chaos:
         worker: WorkerProcess,
         app: Celery,
         server: redis.Redis,
-        journal: Journal,
+        journal: Journal[AnyLine],
     ) -> None:
         self._worker = worker
         self._app = app
