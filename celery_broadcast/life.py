@@ -34,6 +34,8 @@ class Life:
         self._can_run = False
         # Outlives a crash: whoever had the key of an event has it still.
         self._key: Hashable = NO_KEY
+        # Whether the last run ended before all that waits was taken.
+        self._has_broken_off = False
 
     def live(self, deadline: float | None = None) -> BaseException | None:
         """Live it; return what ended it, None if it was the stop.
@@ -179,10 +181,12 @@ class Life:
             BaseException: as `step`.
         """
         mailbox, post = self._station.mailbox, self._station.post
-        if post is None:
-            mailbox.wait()
-        else:
-            post.wait(mailbox)
+        if not (self._has_broken_off and mailbox.is_ready()):  # else it might nap beside them
+            if post is None:
+                mailbox.wait()
+            else:
+                post.wait(mailbox)
+        self._has_broken_off = False
         try:
             handle = self._consumer.handle  # type: ignore[union-attr]  # runs come after set_up
         except BaseException:  # noqa: BLE001  # theirs; it is counted in the step
@@ -219,6 +223,7 @@ class Life:
             return True
         in_hand = mailbox.end_run()
         if is_more_to_do and item is not None:
+            self._has_broken_off = True
             self._do(Work([delivery_of(item)]))
         else:
             mailbox.settle(handled=in_hand)

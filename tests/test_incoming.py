@@ -18,6 +18,7 @@ from recorder import HeldRecorder, Recorder, make_event, numbered, subscribe
 from celery_broadcast import Batch, JobFinished, Restart
 from celery_broadcast.errors import RelayError
 from celery_broadcast.events import JobEvent
+from celery_broadcast.inbox import Post
 from celery_broadcast.producer import Producer
 from celery_broadcast.relay.incoming import Incoming
 from celery_broadcast.relay.signing import Signer, Verifier
@@ -139,6 +140,27 @@ def test_the_lease_is_renewed_while_a_consumer_is_at_it(
 
     done(broker)
     assert held.task_ids == ["0"]
+
+
+def test_the_events_of_a_parcel_are_handled_without_a_wait_in_between(
+    broker: MemoryBroker, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[Any] = []
+    wait = Post.wait
+
+    def noted(post: Post, mailbox: Any) -> None:
+        waits.append(mailbox)
+        wait(post, mailbox)
+
+    monkeypatch.setattr(Post, "wait", noted)
+    recorder = Recorder()
+    broker.add("pager", parcel_of(numbered(100)))
+
+    start(recorder)
+
+    recorder.wait_for(100)
+    done(broker)
+    assert len(waits) < 10
 
 
 def test_replicas_share_the_work(broker: MemoryBroker, start: Start) -> None:
