@@ -45,6 +45,8 @@ class ParcelInHand:
         self.is_sent_again: bool = False
         #: How often the broker could not be told that it is done.
         self.vain_tries: int = 0
+        #: Whether an event in it may be what has killed a process, or was raised on.
+        self.is_suspect: bool = received.deliveries > 0 or any(each.failures for each in arrived)
         self._changed = changed
         self._outcomes: list[Outcome] = ["declined"] * len(arrived)
         self._errors = [""] * len(arrived)
@@ -53,11 +55,6 @@ class ParcelInHand:
                 receipt = Receipt(partial(self._settle, index))
                 self.deliveries.append(Delivery(each.event, receipt=receipt))
         self._pending = len(self.deliveries)
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether an event in it may be what has killed a process, or was raised on."""
-        return self.received.deliveries > 0 or any(each.failures for each in self.arrived)
 
     @property
     def pending(self) -> int:

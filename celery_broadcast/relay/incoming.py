@@ -25,7 +25,7 @@ from celery_broadcast.relay.transport import (
     Transport,
 )
 from celery_broadcast.relay.wire import Arrived, Contents, failed_again, in_text, read, split
-from celery_broadcast.selection import kind_of
+from celery_broadcast.selection import Kind, kind_of
 from celery_broadcast.subscription import Subscription
 from celery_broadcast.throttle import Throttle
 from celery_broadcast.waiting import wait_until_set
@@ -44,6 +44,9 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 _MOST_VAIN_TRIES = 2
 
 _SECONDS_BETWEEN_LINES = 60.0
+
+# The names of tasks and queues can be made up without end.
+_MOST_KINDS_REMEMBERED = 10_000
 
 # How often it is looked whether this is the only replica, as only that one can
 # tell what is missing.
@@ -94,6 +97,7 @@ class Incoming:
         # in hand no other replica gets, and it comes again if this one dies.
         self._events_wanted = subscription.concurrency if batch is None else 2 * batch.max_events
         self._in_hand: list[ParcelInHand] = []
+        self._wanted: dict[Kind, bool] = {}
         # Reentrant, as a signal handler may come here.
         self._changed = threading.Condition()
         self._is_stopping = False
@@ -333,7 +337,13 @@ class Incoming:
         self._accept_parcel(ParcelInHand(received, arrived, self._wants, self._changed))
 
     def _wants(self, event: Event) -> bool:
-        return self._subscription.selection.wants(kind_of(event))
+        kind = kind_of(event)
+        wanted = self._wanted.get(kind)
+        if wanted is None:
+            if len(self._wanted) >= _MOST_KINDS_REMEMBERED:
+                self._wanted.clear()
+            wanted = self._wanted[kind] = self._subscription.selection.wants(kind)
+        return wanted
 
     def _is_dead(self, deliveries: int) -> bool:
         return deliveries >= self._max_deliveries

@@ -618,7 +618,7 @@ def _is_number(text: str) -> bool:
 
 
 def _number(attribute: str, text: str) -> int:
-    if _is_number(text):
+    if text.isdigit() and text.isascii():  # its length was seen to as it was decoded
         return int(text)
     msg = f"{attribute} is {_quoted(text)}, and should be a whole number as text."
     raise WireError(msg)
