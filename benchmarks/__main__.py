@@ -17,6 +17,10 @@ FIGURES = (
     "latency",
     "memory",
     "jobs_per_second",
+    "relay_jobs",
+    "relay_events",
+    "relay_redis",
+    "relay_bytes",
     "process_start",
     "flag_off",
 )

@@ -27,7 +27,7 @@ TURNS = {1: 9, 4: 5, 16: 2, 64: 1}
 
 #: These need tens of microseconds for each delivery, and get smaller bursts.
 SLOW = ("ThreadPoolExecutor", "pyee", "reactivex")
-SLOW_EVENTS = {1: 4096, 4: 2048, 16: 1024, 64: 512}
+SLOW_EVENTS = {1: 1024, 4: 512, 16: 256, 64: 128}
 
 
 def measure(rounds: int) -> list[Comparison]:

@@ -150,4 +150,6 @@ CHARTS: Mapping[str, Callable[[Result], Figure]] = {
     "burst": draw_burst,
     "latency": draw_bars("From an event to its handler: less is better", panels=True),
     "jobs_per_second": draw_bars("Jobs per second: more is better", panels=False),
+    "relay_jobs": draw_bars("Jobs per second, with events sent: more is better", panels=False),
+    "relay_events": draw_bars("Events per second of one core: more is better", panels=True),
 }

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Task
@@ -34,7 +34,8 @@ from benchmarks.worker.app import MARKS, Mark, app, mark, noop
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TURNS = 12
+TURNS = 10
+JOBS = 500
 DEADLINE_SECONDS = 60
 PROJECT = Path(__file__).parents[1]
 
@@ -44,13 +45,17 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         imports: the modules that make it what it is.
-        jobs: how many it is timed with.
+        arguments: what else its command line has.
+        environment: what else its environment has.
+        jobs: how many it is timed with, after some more.
         consumers: how many consumers its processes must be seen to have.
         receivers: how many receivers of `task_prerun` they must be seen to have.
     """
 
     imports: tuple[str, ...] = ()
-    jobs: int = 500
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = {}
+    jobs: int = JOBS
     consumers: int = 0
     receivers: int = 0
 
@@ -135,6 +140,7 @@ class Worker(LocalProcess):
             *("--hostname", f"{self.name}@localhost", "--queues", self.name),
             *("--pool", "prefork", "--concurrency", "2"),
             *("--without-mingle", "--without-gossip"),
+            *self._kind.arguments,
         ]
 
     @property
@@ -145,6 +151,7 @@ class Worker(LocalProcess):
             "PYTHONPATH": str(PROJECT),
             "BENCHMARK_BROKER": self._broker_url,
             "BENCHMARK_IMPORTS": " ".join(self._kind.imports),
+            **self._kind.environment,
         }
 
     def jobs_per_second(self) -> float:
@@ -168,7 +175,10 @@ class Worker(LocalProcess):
         Raises:
             RuntimeError: it isn't there.
         """
-        task.apply_async(queue=self.name)
+        # A connection of its own: those of the app's pool may be to the Redis of another figure.
+        with app.connection_for_write(self._broker_url) as connection:
+            options: Any = {"queue": self.name, "connection": connection}
+            task.apply_async(**options)
         message = self._redis.rpop(self.name)
         if not isinstance(message, bytes):
             complaint = f"{task.name} should be in the queue {self.name}, but {message!r} is."

@@ -21,16 +21,23 @@ def write(results: Mapping[str, Result], page: Path = PAGE) -> None:
     Raises:
         RuntimeError: a figure has no place there.
     """
-    text = page.read_text()
     for name, result in results.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        place = re.compile(f"(?<={re.escape(start)}).*?(?={re.escape(end)})", re.DOTALL)
-        if not place.search(text):
-            message = f"{page} has no place for {name}. Write {start.strip()} and {end} there."
-            raise RuntimeError(message)
-        block = block_of(result)
-        text = place.sub(lambda _, block=block: block, text)  # type: ignore[misc]  # it is a string
-    page.write_text(text)
+        put(block_of(result), name, page)
+
+
+def put(block: str, name: str, page: Path) -> None:
+    """Write a block into the place of that name, and leave the rest of the page alone.
+
+    Raises:
+        RuntimeError: there is no such place.
+    """
+    text = page.read_text()
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    place = re.compile(f"(?<={re.escape(start)}).*?(?={re.escape(end)})", re.DOTALL)
+    if not place.search(text):
+        message = f"{page} has no place for {name}. Write {start.strip()} and {end} there."
+        raise RuntimeError(message)
+    page.write_text(place.sub(lambda _: block, text))
 
 
 def block_of(result: Result) -> str:

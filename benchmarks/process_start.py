@@ -16,8 +16,8 @@ from functools import partial
 
 from benchmarks.measure import Comparison, measure_in_turn
 
-TURNS = 15
-TURNS_OF_IMPORTS = 7  # nothing of the package is loaded there, which is soon seen
+TURNS = 13
+TURNS_OF_IMPORTS = 4  # nothing of the package is loaded there, which is soon seen
 
 _WORKER = """
 from celery import Celery, signals

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
-from benchmarks import charts, page, report
+from benchmarks import charts, page, report, scaling
 from benchmarks.measure import Comparison
 
 FILE_WIDTH = 110  # characters a line
@@ -30,6 +30,8 @@ def run(measures: Mapping[str, Callable[[int], Sequence[Comparison]]], rounds: i
         missed |= any(comparison.is_missed for comparison in result.comparisons)
     results = report.load()
     page.write(results)
+    scaling.write(results)
     written = ", ".join(sorted(path.name for path in charts.draw_all(results)))
-    console.print(f"[dim]Written: {report.RESULTS.name}, {page.PAGE.name}, {written}.")
+    files = f"{report.RESULTS.name}, {page.PAGE.name}, {scaling.PAGE.name}"
+    console.print(f"[dim]Written: {files}, {written}.")
     return missed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import charts, page, report
+from benchmarks import charts, page, report, scaling
 from benchmarks.__main__ import FIGURES
 from benchmarks.measure import Comparison, Spread
 from benchmarks.report import Result
@@ -39,6 +39,21 @@ ONE = Result(
     ],
 )
 
+RATES_OF_1 = Result(
+    machine="2 cores",
+    comparisons=[
+        Comparison(
+            subject=source.name,
+            peer="theirs",
+            unit="",
+            value=Spread(1.0, 1.0, 1.0),
+            peer_value=Spread(1.0, 1.0, 1.0),
+            ratio=Spread(1.0, 1.0, 1.0),
+        )
+        for source in scaling.SOURCES
+    ],
+)
+
 
 def test_each_figure_has_its_results() -> None:
     assert sorted(RESULTS) == sorted(FIGURES)
@@ -51,6 +66,30 @@ def test_the_table_of_a_figure_is_what_was_measured(name: str) -> None:
 
     assert place, f"{name} has no place"
     assert place[1] == page.block_of(RESULTS[name]), "python -m benchmarks charts writes it anew"
+
+
+def test_the_table_of_the_scaling_page_is_made_of_what_was_measured() -> None:
+    text = scaling.PAGE.read_text()
+    place = re.search("<!-- scaling -->\n(.*?)<!-- end of scaling -->", text, flags=re.DOTALL)
+
+    assert place
+    assert place[1] == scaling.block_of(RESULTS), "python -m benchmarks charts writes it anew"
+
+
+def test_a_line_of_the_scaling_page_is_one_event_times_how_many_there_are() -> None:
+    block = scaling.block_of({source.figure: RATES_OF_1 for source in scaling.SOURCES})
+
+    assert "| The worker's relay | 1,000 µs | 200 cores | 100 cores | 1 cores |" in block
+    assert "| To Redis | 1 bytes | 0.2 MB/s | 0.1 MB/s | 0.001 MB/s |" in block
+
+
+def test_the_scaling_page_is_left_alone_until_all_of_it_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("as it was\n")
+
+    scaling.write({"relay_events": RATES_OF_1}, path)
+
+    assert path.read_text() == "as it was\n"
 
 
 def test_the_page_shows_each_chart() -> None:
