@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -381,6 +382,31 @@ def test_a_field_that_is_no_such_thing_stops_neither_the_sender_nor_the_other_ev
 
     assert [each.event.task_id for each in contents.arrived] == ["2"]
     assert "runtime" in contents.refused[0].error
+
+
+def within_itself(around: Callable[[Any], Any]) -> Any:
+    value = around(None)
+    value[next(iter(value)) if isinstance(value, dict) else 0] = value
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [within_itself(lambda x: [x]), within_itself(lambda x: {"a": x}), {(1, 2): 3}, 2**70, {1}],
+    ids=repr,
+)
+@pytest.mark.parametrize("field", ["queue", "exception_class", "exception_bases", "runtime"])
+def test_whatever_a_redaction_puts_into_an_event_its_neighbours_are_sent(
+    field: str, value: Any
+) -> None:
+    given = [
+        msgspec.structs.replace(make_event(JobFailed, task_id="1"), **{field: value}),
+        make_event(JobFailed, task_id="2"),
+    ]
+
+    contents = read(only(make_writer().parcels(given)), LIMITS)
+
+    assert "2" in [each.event.task_id for each in contents.arrived]
 
 
 def test_a_text_that_was_taken_out_is_shown_as_what_stands_in_its_place() -> None:

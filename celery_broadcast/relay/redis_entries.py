@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from celery_broadcast.relay.transport import DeadLetter, Parcel
+from celery_broadcast.relay.transport import LATEST_TIME, DeadLetter, Parcel
 
 #: Bytes of what can't be opened that are kept, to be looked at.
 KEPT_BYTES = 64 * 1024
@@ -132,4 +132,4 @@ def _number(text: bytes | None) -> float:
         number = float(text or b"0")
     except ValueError:
         return 0.0
-    return number if 0 <= number < 1e15 else 0.0  # noqa: PLR2004  # neither NaN nor infinity
+    return number if 0 <= number <= LATEST_TIME else 0.0  # neither NaN nor infinity

@@ -10,6 +10,9 @@ import msgspec
 MEDIA_TYPE = "application/cloudevents-batch+json"
 """Of a parcel's body."""
 
+LATEST_TIME = 253_402_300_799.0
+"""The last second of the year 9999, since 1970, UTC: no later one can be shown."""
+
 
 class Parcel(msgspec.Struct, frozen=True, kw_only=True):
     """Events of one type and one task that travel together.
@@ -67,7 +70,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         reason: a word: "raised", "killed", "refused".
         error: what is known of it, as text.
         deliveries: how often it was handed out.
-        put_aside_at: when, in seconds since 1970, UTC.
+        put_aside_at: when, in seconds since 1970, UTC, from 0 to `LATEST_TIME`.
         letter_id: by which the transport knows it; "" until it has it.
     """
 

@@ -70,6 +70,7 @@ _MOST_OF_ERROR = 300  # of why something isn't read
 _MOST_OF_NAME = 255  # of a producer or a source
 _MOST_BASES = 64  # of the classes above an exception's
 _MOST_DIGITS = 20
+_DEEPEST = 4  # what is in an event: the CloudEvent, data, args, an argument
 
 #: The fields of an event that are attributes of its CloudEvent, or don't travel.
 _NOT_IN_DATA = frozenset({"task_id", "task_name", "root_id", "event_id", "exception_class"})
@@ -398,7 +399,8 @@ def _prepare(data: Any, codec: _Codec, event: JobEvent, payload: str) -> None:
         data.exception_message = cut(_text(data.exception_message), _MOST_OF_MESSAGE)
         data.traceback = _text(data.traceback)[-_MOST_OF_TEXT:]
         if not data.exception_bases:
-            data.exception_bases = _names_above(event.exception_class)  # type: ignore[attr-defined]
+            kind = event.exception_class  # type: ignore[attr-defined]
+            data.exception_bases = _names_above(kind) if isinstance(kind, type) else ()
 
 
 @lru_cache(maxsize=1024)
@@ -423,19 +425,23 @@ def _time_of(event: JobEvent) -> datetime | None:
         return None
 
 
-def _plain(value: Any, most: int) -> Any:
-    """Return a value with no text in it that is longer, or that UTF-8 can't say."""
-    if isinstance(value, str):
-        return cut(encodable(value), most)
+def _plain(value: Any, most: int, depth: int = 0) -> Any:
+    """Return a value with no text in it that is longer, or that UTF-8 can't say.
+
+    What JSON can't say, or is deeper than an event is, becomes text.
+    """
     if isinstance(value, msgspec.Struct):
-        return _plain(msgspec.structs.asdict(value), most)
-    if isinstance(value, dict):
-        return {_plain(key, most): _plain(item, most) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, most) for item in value]
-    if value is None or isinstance(value, bool | int | float | datetime):
+        value = msgspec.structs.asdict(value)
+    if value is None or isinstance(value, bool | float | datetime):
         return value
-    return encodable(text_of(value))
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return int(value)
+    if isinstance(value, dict) and depth < _DEEPEST:
+        items = value.items()
+        return {_plain(_text(key), most): _plain(item, most, depth + 1) for key, item in items}
+    if isinstance(value, list | tuple) and depth < _DEEPEST:
+        return [_plain(item, most, depth + 1) for item in value]
+    return cut(encodable(value if isinstance(value, str) else text_of(value)), most)
 
 
 # Reading.

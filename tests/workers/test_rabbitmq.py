@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import ssl
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from nodes.deadline import wait_until
 from nodes.rabbit_process import RabbitProcess
 
 from celery_broadcast.errors import RelayError
+from celery_broadcast.relay.dead_letters import shown
 from celery_broadcast.relay.rabbitmq import (
     DELIVERY_LIMIT,
     EXCHANGE,
@@ -526,6 +529,72 @@ def test_a_foreign_message_among_the_dead_letters_can_be_removed(
 
     assert dead[0].parcel.body == b"\xff"
     assert reader.remove_dead_letters(group, dead) == 1
+
+
+def test_a_dead_letter_of_a_stranger_can_be_shown_whenever_it_says_it_was_put_aside(
+    transport: MakeTransport, group: Group, foreign: Any
+) -> None:
+    reader = transport()
+    reader.declare(group)
+    for seconds in (1e300, -1e300):
+        headers = {"celery-broadcast-reason": "raised", "celery-broadcast-put-aside-at": seconds}
+        queue = f"celery-broadcast.{group.name}.dead-letters"
+        foreign.basic_publish(amqp.Message(b"x", application_headers=headers), "", queue)
+
+    wait_until(lambda: len(reader.dead_letters(group, 10)) == 2)
+
+    for each in reader.dead_letters(group, 10):
+        assert shown(each)["put_aside_at"].startswith("1970")
+
+
+# Forks.
+
+
+def test_a_forked_child_has_a_connection_of_its_own(transport: MakeTransport, group: Group) -> None:
+    both = transport()
+    both.declare(group)
+    both.publish([parcel("shop.a"), parcel("shop.b")])
+    in_parent = receive(both, group)
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        answer = "nothing"
+        try:
+            with contextlib.suppress(RelayError):
+                both.acknowledge(group, in_parent)  # which isn't the child's
+                answer = "acknowledged"
+            both.publish([parcel("shop.c")])
+            answer = receive(both, group).parcel.task_name
+            both.close()
+        finally:
+            os.write(writing, answer.encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read().decode()
+    os.waitpid(child, 0)
+
+    assert answer == "shop.b"
+    both.acknowledge(group, in_parent)
+    assert sorted(take_all(both, group)) == ["shop.b", "shop.c"]
+
+
+def test_a_child_that_closes_what_it_inherited_leaves_the_parent_alone(
+    transport: MakeTransport, group: Group
+) -> None:
+    both = transport()
+    both.publish([parcel()])
+    both.declare(group)
+
+    child = os.fork()
+    if not child:
+        both.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    both.publish([parcel("shop.a")])
+    assert take_all(both, group) == ["shop.a"]
 
 
 # What is there already, or isn't any more.
