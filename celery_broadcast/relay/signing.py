@@ -8,7 +8,8 @@ HMAC-SHA256, both of the others in hexadecimal.
 Against an old one sent again, three things, since a broker may deliver the same
 parcel twice and that is right:
 
-- what was signed longer ago than the broker keeps anything is refused;
+- what was signed longer ago than the broker keeps anything, and clocks may
+  differ, is refused;
 - a process remembers the parcels that it has acknowledged, the last
   `MOST_REMEMBERED` of them, and refuses those: after that, the broker has no
   reason to deliver one again but a lost acknowledgement. One that was received
@@ -34,8 +35,8 @@ from celery_broadcast.settings import check_key
 MOST_REMEMBERED = 100_000
 """Parcels that a verifier knows again; some 20 MB."""
 
-MOST_SECONDS_AHEAD = 300.0
-"""By how much the clock of who signs may be ahead."""
+MOST_SECONDS_APART = 300.0
+"""By how much the clock of who signs may be ahead or behind."""
 
 SENT_AGAIN = "The parcel has been acknowledged here before: it was sent again."
 """Why `Verifier.refusal` refuses what is known: the only reason to forget a parcel at once."""
@@ -80,8 +81,9 @@ class Verifier:
 
     Args:
         key: `broadcast_relay_key`; of several, each is good.
-        max_age: seconds after which a signature counts no more. Not less than the
-            broker keeps a parcel for, `Limits.ttl`: what has waited is no replay.
+        max_age: seconds after which a signature counts no more, and
+            `MOST_SECONDS_APART`. Not less than the broker keeps a parcel for,
+            `Limits.ttl`: what has waited is no replay.
         clock: tells the time, in seconds since 1970.
 
     Raises:
@@ -116,12 +118,12 @@ class Verifier:
         return self._refusal_of_age(self._clock() - int(signed_at))
 
     def _refusal_of_age(self, age: float) -> str:
-        if age > self._max_age:
+        if age > self._max_age + MOST_SECONDS_APART:
             return (
                 f"The parcel was signed {age:.0f} s ago, and at most {self._max_age:.0f} s are "
                 "accepted: it is an old one that was sent again, or the clocks differ."
             )
-        if age < -MOST_SECONDS_AHEAD:
+        if age < -MOST_SECONDS_APART:
             return f"The parcel was signed {-age:.0f} s ahead of now: the clocks differ."
         return ""
 
