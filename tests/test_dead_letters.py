@@ -63,7 +63,7 @@ def test_what_is_replayed_has_never_failed_and_is_gone_from_the_dead_letters(
 
 
 def test_what_is_replayed_is_signed_anew(broker: MemoryBroker) -> None:
-    letters = with_letters(broker, letter_of(failed_parcel()), key=KEY)
+    letters = with_letters(broker, letter_of(Signer(KEY).sign(failed_parcel())), key=KEY)
 
     letters.replay(letters.oldest(10))
 
@@ -71,9 +71,12 @@ def test_what_is_replayed_is_signed_anew(broker: MemoryBroker) -> None:
     assert Verifier(KEY, max_age=60.0).refusal(entry.parcel) == ""
 
 
-def test_nobody_gets_a_forged_parcel_signed_by_having_it_refused(broker: MemoryBroker) -> None:
+@pytest.mark.parametrize("reason", ["refused", "raised", "killed"])
+def test_nobody_gets_a_forged_parcel_signed_by_way_of_the_dead_letters(
+    broker: MemoryBroker, reason: str
+) -> None:
     forged = Signer("another key of many characters").sign(failed_parcel())
-    letters = with_letters(broker, letter_of(forged, "refused"), key=KEY)
+    letters = with_letters(broker, letter_of(forged, reason), key=KEY)
 
     letters.replay(letters.oldest(10))
 

@@ -434,6 +434,25 @@ def test_only_what_is_signed_is_opened_and_what_is_sent_again_is_signed(
     assert [letter.reason for letter in letters_of(broker)] == ["refused", "raised"]
 
 
+def test_an_event_that_is_refused_out_of_a_signed_parcel_can_be_replayed(
+    broker: MemoryBroker, start: Start
+) -> None:
+    recorder = Recorder()
+    signer = Signer(KEY)
+    parcel = parcel_of(numbered(2))
+    later = msgspec.structs.replace(
+        parcel, body=parcel.body.replace(b'"schemaversion":"1.', b'"schemaversion":"2.', 1)
+    )
+    broker.add("pager", signer.sign(later))
+    verifier = Verifier(KEY, max_age=60.0)
+    start(recorder, incoming={"verifier": verifier, "signer": signer})
+
+    wait_until(lambda: letters_of(broker))
+    done(broker)
+    assert recorder.task_ids == ["1"]
+    assert Verifier(KEY, max_age=60.0).refusal(letters_of(broker)[0].parcel) == ""
+
+
 def test_a_signed_parcel_that_comes_again_after_it_was_acknowledged_is_only_forgotten(
     broker: MemoryBroker, start: Start
 ) -> None:

@@ -100,10 +100,8 @@ class DeadLetters:
         parcel = without_failures(letter.parcel)
         if self._signer is None:
             return parcel
-        if letter.reason == "refused" and self._verifier is not None:
-            # Whoever may write to the broker can't have it signed by way of a refusal.
-            return self._signer.sign(parcel) if self._is_signed(letter.parcel) else letter.parcel
-        return self._signer.sign(parcel)
+        # Whoever may write to the broker can't have it signed by way of the dead letters.
+        return self._signer.sign(parcel) if self._is_signed(letter.parcel) else letter.parcel
 
     def _is_signed(self, parcel: Parcel) -> bool:
         return self._verifier is not None and not self._verifier.refusal(parcel)

@@ -326,7 +326,8 @@ class Incoming:
             self.counts["refused"] += len(contents.refused)
             self._put_aside(
                 [
-                    self._letter(received, "refused", each.error, each.parcel)
+                    # Signed, as what it came in was: or it couldn't ever be replayed.
+                    self._letter(received, "refused", each.error, self._sign(each.parcel))
                     for each in contents.refused
                 ]
             )
