@@ -53,6 +53,16 @@ def test_the_url_of_the_broker_says_which_it_is(url: str, choose: Callable[..., 
     assert isinstance(choose(url.split(";")).new_transport(), kind)
 
 
+@pytest.mark.parametrize("url", ["amqp://h:56x//", "amqp://h:99999//", "amqp://u:se/cret@h//"])
+def test_a_url_that_cant_be_read_is_an_error_before_any_event(
+    url: str, choose: Callable[..., Choice]
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"relay_url has an amqp:.*as %2F") as caught:
+        choose(broadcast_relay_url=f"amqp://h;{url}").check()
+
+    assert "'se'" not in str(caught.value)
+
+
 def test_a_sentinel_is_a_redis(choose: Callable[..., Choice]) -> None:
     choice = choose("sentinel://h:26379", broker_transport_options={"master_name": "mymaster"})
 

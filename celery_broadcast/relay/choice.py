@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from celery_broadcast.errors import ConfigurationError
@@ -57,6 +58,7 @@ class Choice:
         app = self._living_app()
         urls = _several(self._settings.relay_url) or _urls_of(app)
         schemes = _schemes_of(urls)
+        given = "broadcast_relay_url" if self._settings.relay_url else "the app's broker_url"
         if schemes <= _REDIS:
             return _redis_streams().from_app_settings(
                 urls,
@@ -68,8 +70,8 @@ class Choice:
         if schemes <= _RABBITMQ:
             from celery_broadcast.relay.rabbitmq import RabbitMQ  # noqa: PLC0415
 
+            _check_can_be_read(given, urls)
             return RabbitMQ(app, ";".join(urls), self.limits())
-        given = "broadcast_relay_url" if self._settings.relay_url else "the app's broker_url"
         shown = " and ".join(sorted(f"{scheme}://" for scheme in schemes))
         msg = (
             f"The relay can't go through {shown} ({given}): events go to remote consumers through "
@@ -133,6 +135,25 @@ def _several(url: str | Sequence[str] | None) -> list[str]:
 
 def _schemes_of(urls: Sequence[str]) -> set[str]:
     return {url.partition("://")[0].lower() for url in urls}
+
+
+def _check_can_be_read(given: str, urls: Sequence[str]) -> None:
+    """Refuse here what kombu would only refuse, with every event, when it is to connect.
+
+    Raises:
+        ConfigurationError: one of them has no such port. It shows none: that is where a
+            password is looked for if there is something in it that ends it.
+    """
+    for url in urls:
+        scheme, _, rest = url.partition("://")
+        try:
+            urlsplit(f"http://{rest}").port  # noqa: B018  # it raises
+        except ValueError:
+            msg = (
+                f"{given} has an {scheme}:// that can't be read: its port is no number from 0 to "
+                "65535. In a password write '/' as %2F, '?' as %3F, '#' as %23 and '@' as %40."
+            )
+            raise ConfigurationError(msg) from None
 
 
 def _redis_streams() -> type[RedisStreams]:
