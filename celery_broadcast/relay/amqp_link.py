@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +43,20 @@ _REMEDIES = {
 }
 
 
+class BlockedError(RelayError):
+    """The broker takes nothing for now, and what it was sent may be confirmed later.
+
+    The connection stays: a broker that is short of memory notices only afterwards
+    that one was closed, and takes then what each of them still had for it.
+    """
+
+
 class AmqpLink:
     """A connection that is opened when it is needed and dropped when anything goes wrong.
 
     Belongs to one thread. It is neither of the app's pool, nor shared with
-    anybody, but made from the app's own settings of its broker.
+    anybody, but made from the app's own settings of its broker. A forked child
+    makes its own, and leaves its parent's alone.
 
     Attributes:
         timeout: seconds that one exchange may take.
@@ -72,6 +82,7 @@ class AmqpLink:
         self.timeout = timeout
         self._heartbeat = heartbeat
         self._connection: Any = None  # an amqp.Connection
+        self._pid = 0  # of the process that it belongs to
         self._client: Connection | None = None
         self._deadline = 0.0
         self.blocked: bool = False
@@ -88,7 +99,7 @@ class AmqpLink:
 
         Whatever is raised inside, by the broker or by what py-amqp makes of what
         it sends, becomes a RelayError, and the connection is dropped: after an
-        error nobody knows what else is on its way.
+        error nobody knows what else is on its way. Only after `BlockedError` it stays.
 
         Args:
             what: what is tried, such as "publish 3 parcels", for the message.
@@ -99,6 +110,8 @@ class AmqpLink:
             self._connect()
             self.extend(seconds)
             yield self
+        except BlockedError:
+            raise
         except RelayError:
             self.drop()
             raise
@@ -124,7 +137,7 @@ class AmqpLink:
 
     def has(self, channel: Any) -> bool:
         """Tell whether a channel is of this connection, as it is now, and open."""
-        return self._connection is not None and channel.connection is self._connection
+        return self._is_here() and channel.connection is self._connection
 
     def read(self, wait_seconds: float | None = None) -> bool:
         """Handle the next frame that the broker sends.
@@ -138,11 +151,9 @@ class AmqpLink:
         Raises:
             TimeoutError: None was given, and none came.
         """
-        left = self._deadline - time.monotonic()
         if wait_seconds is None:
-            if left <= 0:
-                raise TimeoutError
-            self._connection.blocking_read(timeout=left)
+            left = self._deadline - time.monotonic()
+            self._connection.blocking_read(timeout=max(AT_ONCE, left))  # what is there isn't late
             return True
         try:
             self._connection.blocking_read(timeout=max(AT_ONCE, wait_seconds))
@@ -160,7 +171,8 @@ class AmqpLink:
 
     def close(self) -> None:
         """Close the connection, having the broker take all that was sent; never raises."""
-        if self._connection is None:
+        if not self._is_here():
+            self.drop()
             return
         try:
             self.extend()
@@ -173,19 +185,25 @@ class AmqpLink:
 
     def drop(self) -> None:
         """Let the connection go without a word; what was in hand goes to others."""
+        is_here = self._is_here()
         connection, self._connection = self._connection, None
         self._client = None
         self.blocked = False
-        if connection is not None:
+        if is_here:  # a child that closed it would have closed its parent's
             with suppress(Exception):  # half of it may be gone
                 if connection.connected:
                     connection.sock.settimeout(AT_ONCE)  # TLS would wait for an answer
                 connection.collect()
 
+    def _is_here(self) -> bool:
+        """Tell whether there is a connection, and of this process."""
+        return self._connection is not None and self._pid == os.getpid()
+
     def _connect(self) -> None:
-        if self._connection is not None and self._connection.connected:
+        if self._is_here() and self._connection.connected:
             return
         self.drop()
+        self._pid = os.getpid()
         self._client = self._new_client()
         # One try for each address of a failover list, with no pause between.
         self._client.ensure_connection(

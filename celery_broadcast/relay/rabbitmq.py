@@ -10,16 +10,18 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import amqp
 import msgspec
+from amqp import spec
 from celery import Celery
 
 from celery_broadcast.errors import RelayError
-from celery_broadcast.relay.amqp_link import AT_ONCE, SCHEMES, AmqpLink
+from celery_broadcast.relay.amqp_link import AT_ONCE, SCHEMES, AmqpLink, BlockedError
 from celery_broadcast.relay.routing import binding_patterns, routing_key, wants
 from celery_broadcast.relay.transport import (
+    LATEST_TIME,
     MEDIA_TYPE,
     DeadLetter,
     Group,
@@ -197,6 +199,8 @@ class RabbitMQ:
                     return _received(message, self._limits)
                 else:
                     inbox.channel.basic_ack(message.delivery_tag)
+                    if time.monotonic() >= deadline:  # there may be a million of them
+                        return None
 
     def renew(self, group: Group, received: Sequence[Received]) -> None:
         """Keep the connection alive that has handed these out; there is no lease.
@@ -435,19 +439,27 @@ class _Outbox:
         """Send messages, each with its exchange and routing key; return when all are confirmed.
 
         Raises:
+            BlockedError: the broker takes nothing for now; of what was sent before that,
+                it may take all once it takes something again.
             RelayError: the broker doesn't take them.
         """
         self.returned = set()
+        while self._link.blocked and self._link.read(AT_ONCE):
+            pass  # until it says that it isn't any more
         for exchange, key, message in messages:
             self._wait_for(WINDOW - 1)
             self._sent += 1
             self._waiting.add(self._sent)
-            self.channel.basic_publish(
-                *(message, exchange, key),
-                mandatory=not exchange,  # then the key is a queue, which must be there
-                timeout=self._link.timeout,
-            )
+            self._publish(exchange, key, message)
         self._wait_for(0)
+
+    def _publish(self, exchange: str, key: str, message: amqp.Message) -> None:
+        # Not by basic_publish, which looks first, in no time, whether the broker has said
+        # anything, and goes round in a circle for ever if that is the first half of a frame.
+        is_queue = not exchange  # then the key is its name, and it must be there
+        self.channel.send_method(
+            spec.Basic.Publish, "Bssbb", (0, exchange, key, is_queue, False), message
+        )
 
     def _wait_for(self, still_waiting: int) -> None:
         """Return when no more than so many aren't confirmed."""
@@ -469,7 +481,7 @@ class _Outbox:
                 f"RabbitMQ at {self._link.address} is short of memory or disk and takes nothing "
                 "(connection.blocked). See `rabbitmq-diagnostics alarms`."
             )
-            raise RelayError(message)
+            raise BlockedError(message)
 
     def _on_ack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # py-amqp's
         self._link.extend()  # slow perhaps, but not stuck
@@ -652,7 +664,7 @@ def _letter(message: amqp.Message) -> DeadLetter:
             else str(headers.get(_ERROR, ""))
         ),
         deliveries=_number(headers.get("x-delivery-count" if broker_did_it else _DELIVERIES)),
-        put_aside_at=put_aside_at if isinstance(put_aside_at, float) else _death_time(headers),
+        put_aside_at=put_aside_at if _is_time(put_aside_at) else _death_time(headers),
         letter_id=_letter_id(message),
     )
 
@@ -661,6 +673,11 @@ def _letter_id(message: amqp.Message) -> str:
     """Return its own id; what came without one is known by its body."""
     own = message.properties.get("message_id")
     return own or f"sha256:{hashlib.sha256(_body(message)).hexdigest()}"
+
+
+def _is_time(value: Any) -> TypeGuard[float]:
+    """Tell whether it is one that can be shown; it may be by anybody."""
+    return isinstance(value, float) and 0.0 <= value <= LATEST_TIME
 
 
 def _death_time(headers: dict[str, Any]) -> float:

@@ -111,6 +111,47 @@ def test_a_broker_short_of_memory_takes_nothing_but_hands_out(
     assert "shop.last" in take_all(both)
 
 
+def test_a_broker_short_of_memory_is_not_given_more_with_every_try(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    sender, reader = transport(), transport()
+    reader.declare(GROUP)
+    sender.publish(parcels("shop.a"))
+    assert take_all(reader) == ["shop.a"]
+
+    with short_of_memory(server):
+        for _ in range(5):
+            with pytest.raises(RelayError, match="short of memory or disk"):
+                sender.publish(parcels("shop.b", "shop.c"))
+        assert server.control("list_connections", "state").split().count("blocked") == 1
+
+    wait_until(lambda: succeeds(lambda: sender.publish(parcels("shop.b", "shop.c"))), 30.0)
+    assert sorted(take_all(reader)) == ["shop.b", "shop.b", "shop.c", "shop.c"]
+
+
+def test_a_broker_that_hangs_in_the_middle_of_a_frame_is_an_error_within_the_timeout(
+    transport: Callable[..., RabbitMQ], server: RabbitProcess
+) -> None:
+    sender = transport()
+    sender.publish(parcels("shop.a"))
+    connection = sender._writing._connection
+    with hanging(server):
+        # As if it had come: a method of 13 bytes, of which two are there.
+        connection.transport._read_buffer = b"\x01\x00\x01\x00\x00\x00\x0d\x00\x3c"
+        told: list[str] = []
+
+        def publish() -> None:
+            try:
+                sender.publish(parcels("shop.b"))
+            except RelayError as error:
+                told.append(str(error))
+
+        threading.Thread(target=publish, daemon=True).start()
+        wait_until(lambda: told)
+
+    assert "did not answer within 2 s" in told[0]
+
+
 def test_a_broker_that_hangs_is_an_error_within_the_timeout(
     transport: Callable[..., RabbitMQ], server: RabbitProcess
 ) -> None:
