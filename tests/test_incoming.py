@@ -572,6 +572,38 @@ def test_a_broker_that_is_away_is_said_once_and_read_again_when_it_is_back(
     done(broker)
 
 
+def test_a_broker_that_only_takes_nothing_is_said_once_and_asked_less_and_less_often(
+    broker: MemoryBroker,
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures: list[int] = []
+
+    def pause_after(count: int) -> float:
+        failures.append(count)
+        return 0.0
+
+    def is_short_of_memory(what: str) -> None:
+        if what == "send to" and len(failures) < 5:
+            msg = "It is short of memory."
+            raise RelayError(msg)
+
+    def raises(event: JobEvent) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("celery_broadcast.relay.incoming.seconds_after", pause_after)
+    with caplog.at_level(logging.INFO, "celery_broadcast"):
+        replica = start(raises)
+        replica.transport.before = is_short_of_memory
+        broker.add("pager", parcel_of(numbered(1)))
+        wait_until(lambda: letters_of(broker))
+
+    assert failures == [1, 2, 3, 4, 5]
+    assert caplog.text.count("can't read from the broker") == 1
+    assert caplog.text.count("reads from the broker again") == 1
+
+
 def test_a_broker_that_goes_away_in_between_does_not_have_things_done_twice(
     broker: MemoryBroker, start: Start
 ) -> None:

@@ -201,6 +201,8 @@ class Incoming:
             if not self._failures:
                 logger.exception("consumer %r can't read from the broker, and tries on", self.name)
         else:
+            if not self.is_reading.is_set() and not self._is_stopping:
+                self._say_reading()
             return
         self.is_reading.clear()
         self._gaps.forget()  # others may have had its share meanwhile
@@ -216,7 +218,6 @@ class Incoming:
         """
         if not self.is_reading.is_set() and not self._is_stopping:
             self._transport.declare(self._group)
-            self._say_reading()
         self._renew()
         if not self._is_alone():
             self._gaps.forget()  # what doesn't come here may go to another replica
