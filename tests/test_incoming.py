@@ -398,6 +398,20 @@ def test_what_the_transport_refuses_is_put_aside(broker: MemoryBroker, start: St
     done(broker)
 
 
+def test_what_a_stranger_calls_a_task_makes_no_line_of_the_log(
+    broker: MemoryBroker, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "a\nCRITICAL all is lost\x1b[2J" + "a" * 100_000
+    broker.add("pager", Parcel(event_type="JobFinished", task_name=name, body=b"rubbish"))
+    start(Recorder())
+
+    wait_until(lambda: letters_of(broker))
+    done(broker)
+    (message,) = [each.message for each in caplog.records if "put aside" in each.message]
+    assert message.isprintable()
+    assert len(message) < 1000
+
+
 def test_of_a_parcel_with_a_wrong_event_the_others_are_handled(
     broker: MemoryBroker, start: Start
 ) -> None:

@@ -15,6 +15,7 @@ from celery_broadcast.events import Event
 from celery_broadcast.relay.gaps import Gaps
 from celery_broadcast.relay.in_hand import ParcelInHand, text_of
 from celery_broadcast.relay.pauses import seconds_after
+from celery_broadcast.relay.payload import cut
 from celery_broadcast.relay.signing import SENT_AGAIN, Signer, Verifier
 from celery_broadcast.relay.transport import (
     DeadLetter,
@@ -47,6 +48,9 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 # The names of tasks and queues can be made up without end.
 _MOST_KINDS_REMEMBERED = 10_000
+
+# Of a name in the log, in characters.
+_MOST_OF_NAME = 255
 
 # How often it is looked whether this is the only replica, as only that one can
 # tell what is missing.
@@ -390,8 +394,8 @@ class Incoming:
                 "consumer %r: %s of %s was put aside (%s), to be seen with: celery -A ... "
                 "broadcast dead-letters show %s",
                 self.name,
-                letter.parcel.event_type or "something",
-                letter.parcel.task_name or "no known task",
+                _named(letter.parcel.event_type) or "something",
+                _named(letter.parcel.task_name) or "no known task",
                 letter.reason,
                 self.name,
             )
@@ -534,6 +538,12 @@ class Incoming:
                 self.name,
                 count,
                 lane[1],
-                lane[2],
-                lane[0],
+                _named(lane[2]),
+                _named(lane[0]),
             )
+
+
+def _named(text: str) -> str:
+    """Return a name for the log: it may be a stranger's, and have lines of its own in it."""
+    short = cut(text, _MOST_OF_NAME)
+    return short if short.isprintable() else repr(short)
