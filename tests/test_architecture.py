@@ -138,17 +138,9 @@ MAY_IMPORT = {
     "relay.gaps": set(),
     "relay.in_hand": {"dispatcher", "events", "receipt", "relay.transport", "relay.wire"},
     "relay.incoming": {
-        *("dispatcher", "errors", "events", "relay.gaps", "relay.in_hand"),
-        *(
-            "relay.pauses",
-            "relay.payload",
-            "relay.signing",
-            "relay.transport",
-            "relay.wire",
-            "selection",
-            "subscription",
-        ),
-        *("throttle", "waiting"),
+        *("dispatcher", "errors", "events", "relay.gaps", "relay.in_hand", "relay.pauses"),
+        *("relay.payload", "relay.signing", "relay.transport", "relay.wire", "selection"),
+        *("subscription", "throttle", "waiting"),
     },
     "relay.dead_letters": {"relay.signing", "relay.transport"},
     "relay.consuming": {

@@ -237,6 +237,24 @@ def test_a_paused_consumer_takes_nothing(broker: MemoryBroker, start: Start) -> 
     done(broker)
 
 
+def test_a_consumer_that_is_paused_keeps_nothing_that_was_sent_ahead(
+    broker: MemoryBroker, start: Start
+) -> None:
+    recorder = Recorder()
+    replica = start(recorder)
+    subscription = replica.incoming._subscription
+    broker.add("pager", parcel_of(numbered(1)))
+    recorder.wait_for(1)
+    assert not replica.transport.is_closed
+
+    subscription.pause()
+    wait_until(lambda: replica.transport.is_closed)
+
+    subscription.resume()
+    broker.add("pager", parcel_of(numbered(1)))
+    recorder.wait_for(2)
+
+
 # Poison.
 
 

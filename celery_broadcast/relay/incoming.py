@@ -108,6 +108,7 @@ class Incoming:
         self._is_let_go = False
         self._renew_at = 0.0
         self._look_at = 0.0
+        self._has_looked = False
         self._failures = 0
         self._gaps = Gaps()
         self._count_at = 0.0
@@ -232,6 +233,7 @@ class Incoming:
         if self._has_room() and time.monotonic() >= self._look_at:
             self._look()
         else:
+            self._leave_to_others()
             self._wait()
 
     def _say_reading(self) -> None:
@@ -258,6 +260,7 @@ class Incoming:
     def _look(self) -> None:
         """See whether there is a parcel, and take it."""
         is_idle = not self._in_hand
+        self._has_looked = True
         received = self._transport.receive(self._group, _SECONDS_OF_A_LOOK if is_idle else 0.0)
         if received is not None and not self._is_open():  # while it waited
             self._transport.give_back(self._group, received)
@@ -271,6 +274,15 @@ class Incoming:
                 raise
         elif not is_idle:
             self._look_at = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+
+    def _leave_to_others(self) -> None:
+        """Give back what was sent ahead, while the consumer is paused: RabbitMQ does that.
+
+        It would be kept from other replicas, and count as delivered again every 30 minutes.
+        """
+        if self._has_looked and not self._in_hand and not self._is_open():
+            self._has_looked = False
+            self._transport.close()  # the next look connects anew
 
     def _wait(self) -> None:
         now = time.monotonic()
