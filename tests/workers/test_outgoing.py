@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import redis
@@ -32,33 +33,82 @@ GROUPS = (
 POOLS = ("prefork", "threads", "solo", "gevent", "eventlet")
 
 
-@pytest.fixture
-def relay_server() -> Iterator[RedisProcess]:
-    """A Redis of its own for the relay, which remembers when it starts again."""
-    with RedisProcess("--appendonly", "yes", "--appendfsync", "always") as server:
-        declare(server)
+class RelayRedis(RedisProcess):
+    """A Redis for the relay, which remembers when it starts again."""
+
+    #: What ends it with no time to say goodbye.
+    sudden_death = "SIGKILL"
+
+    def __init__(self) -> None:
+        super().__init__("--appendonly", "yes", "--appendfsync", "always")
+
+    def declare(self) -> None:
+        transport = RedisStreams.from_app_settings(self.url, {}, None, Limits())
+        for group in GROUPS:
+            transport.declare(group)
+        transport.close()
+
+    def sent(self) -> list[dict[str, Any]]:
+        """Return the CloudEvents that were sent there, each once."""
+        with redis.Redis.from_url(self.url) as client:
+            events = [
+                event
+                for key in client.scan_iter("celery-broadcast:events:*")
+                for _, fields in client.xrange(key)
+                for event in json.loads(fields[b"body"])
+            ]
+        return list({event["id"]: event for event in events}.values())
+
+
+class RelayRabbitMQ(RabbitProcess):
+    """A RabbitMQ for the relay."""
+
+    #: RabbitMQ 3.10 knows for a moment in memory only that there is a quorum queue.
+    sudden_death = "SIGTERM"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._events: dict[str, dict[str, Any]] = {}
+
+    def declare(self) -> None:
+        with self._transport() as transport:
+            for group in GROUPS:
+                transport.declare(group)
+
+    def sent(self) -> list[dict[str, Any]]:
+        """Return the CloudEvents that were sent there, each once."""
+        with self._transport() as transport:
+            for group in GROUPS:
+                while received := transport.receive(group, 0.2):
+                    for event in json.loads(received.parcel.body):
+                        self._events[event["id"]] = event
+                    transport.acknowledge(group, received)
+        return list(self._events.values())
+
+    @contextlib.contextmanager
+    def _transport(self) -> Iterator[RabbitMQ]:
+        with Celery(broker=self.url, set_as_current=False) as app:
+            transport = RabbitMQ(app)
+            yield transport
+            transport.close()
+
+
+RelayServer: TypeAlias = RelayRedis | RelayRabbitMQ
+RELAY_SERVERS = [
+    pytest.param(kind, marks=pytest.mark.xdist_group(name), id=name)
+    for name, kind in (("redis", RelayRedis), ("rabbitmq", RelayRabbitMQ))
+]
+
+
+@pytest.fixture(params=RELAY_SERVERS)
+def relay_server(request: pytest.FixtureRequest) -> Iterator[RelayServer]:
+    """A broker of its own for the relay."""
+    with request.param() as server:
+        server.declare()
         yield server
 
 
-def declare(server: RedisProcess) -> None:
-    transport = RedisStreams.from_app_settings(server.url, {}, None, Limits())
-    for group in GROUPS:
-        transport.declare(group)
-    transport.close()
-
-
-def sent(server: RedisProcess) -> list[dict[str, Any]]:
-    """Return the CloudEvents that are on the server."""
-    with redis.Redis.from_url(server.url) as client:
-        return [
-            event
-            for key in client.scan_iter("celery-broadcast:events:*")
-            for _, fields in client.xrange(key)
-            for event in json.loads(fields[b"body"])
-        ]
-
-
-def config_of(server: RedisProcess, jobs: RedisProcess, **more: object) -> dict[str, Any]:
+def config_of(server: RelayServer, jobs: RedisProcess, **more: object) -> dict[str, Any]:
     return {
         "broker_url": jobs.url,
         "result_backend": jobs.url,
@@ -72,10 +122,9 @@ def kinds_of(events: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
     return Counter((event["type"].rpartition(".")[2], event["subject"]) for event in events)
 
 
-@on_redis
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_sends_what_remote_consumers_want_and_nothing_else(
-    pool: str, relay_server: RedisProcess, redis_server: RedisProcess
+    pool: str, relay_server: RelayServer, redis_server: RedisProcess
 ) -> None:
     with running_worker(config_of(relay_server, redis_server), pool=pool) as worker:
         for number in range(20):
@@ -87,22 +136,21 @@ def test_a_worker_sends_what_remote_consumers_want_and_nothing_else(
 
         assert worker.stop() == 0
 
-        events = sent(relay_server)
+        events = relay_server.sent()
         assert kinds_of(events) == {("finished", "job_app.ok"): 20, ("failed", "job_app.fails"): 3}
         assert len({event["id"] for event in events}) == 23
         assert not [line for line in worker.process.logs().splitlines() if "relay can't" in line]
 
 
-@on_redis
 def test_jobs_go_on_while_the_relays_broker_is_away_and_what_was_dropped_is_counted(
-    relay_server: RedisProcess, redis_server: RedisProcess
+    relay_server: RelayServer, redis_server: RedisProcess
 ) -> None:
     config = config_of(relay_server, redis_server, broadcast_mailbox_size=30)
     with running_worker(config, pool="threads") as worker:
         run(worker, 10)
-        wait_until(lambda: len(sent(relay_server)) == 10)
+        wait_until(lambda: len(relay_server.sent()) == 10)
 
-        relay_server.kill("SIGKILL")
+        relay_server.kill(relay_server.sudden_death)
         relay_server.wait()
         run(worker, 1)
         wait_until(lambda: "relay can't send" in worker.process.logs())
@@ -116,18 +164,17 @@ def test_jobs_go_on_while_the_relays_broker_is_away_and_what_was_dropped_is_coun
         log = worker.process.logs()
         (dropped,) = map(int, re.findall(r"failed tries; (\d+) events were dropped", log))
         assert dropped > 0
-        assert len(sent(relay_server)) + dropped == 312
+        assert len(relay_server.sent()) + dropped == 312
         assert log.count("relay can't send") == 1
         assert f"'relay' lost {dropped} events" in log
 
 
-@on_redis
 def test_a_worker_that_stops_while_the_relays_broker_is_away_ends_in_time_and_says_what_is_lost(
-    relay_server: RedisProcess, redis_server: RedisProcess
+    relay_server: RelayServer, redis_server: RedisProcess
 ) -> None:
     config = config_of(relay_server, redis_server, broadcast_drain_timeout=1.0)
     with running_worker(config) as worker:
-        relay_server.kill("SIGKILL")
+        relay_server.kill(relay_server.sudden_death)
         relay_server.wait()
         run(worker, 20)
 
@@ -137,9 +184,8 @@ def test_a_worker_that_stops_while_the_relays_broker_is_away_ends_in_time_and_sa
         assert sum(map(int, lost)) == 20
 
 
-@on_redis
 def test_a_worker_starts_while_the_relays_broker_is_away_and_sends_once_it_is_there(
-    relay_server: RedisProcess, redis_server: RedisProcess
+    relay_server: RelayServer, redis_server: RedisProcess
 ) -> None:
     relay_server.kill("SIGTERM")
     relay_server.wait()
@@ -149,16 +195,15 @@ def test_a_worker_starts_while_the_relays_broker_is_away_and_sends_once_it_is_th
 
         relay_server.start()
         relay_server.ready()
-        wait_until(lambda: len(sent(relay_server)) == 20)
+        wait_until(lambda: len(relay_server.sent()) == 20)
 
 
-@on_redis
 def test_jobs_go_on_while_the_relays_broker_hangs_and_their_events_follow(
-    relay_server: RedisProcess, redis_server: RedisProcess
+    relay_server: RelayServer, redis_server: RedisProcess
 ) -> None:
     with running_worker(config_of(relay_server, redis_server)) as worker:
         run(worker, 10)
-        wait_until(lambda: len(sent(relay_server)) == 10)
+        wait_until(lambda: len(relay_server.sent()) == 10)
 
         relay_server.kill("SIGSTOP")
         try:
@@ -167,7 +212,7 @@ def test_jobs_go_on_while_the_relays_broker_hangs_and_their_events_follow(
         finally:
             relay_server.kill("SIGCONT")
 
-        wait_until(lambda: len({event["id"] for event in sent(relay_server)}) == 110)
+        wait_until(lambda: len({event["id"] for event in relay_server.sent()}) == 110)
         assert worker.stop() == 0
 
 
