@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import amqp
 import redis
 from celery import Celery
 from nodes.consume_process import ConsumeProcess
@@ -18,7 +19,7 @@ from recorder import make_event
 
 from celery_broadcast import JobFinished
 from celery_broadcast.relay.choice import Choice
-from celery_broadcast.relay.transport import DeadLetter, Group
+from celery_broadcast.relay.transport import DeadLetter, Group, Parcel
 from celery_broadcast.relay.wire import Writer
 from celery_broadcast.settings import Settings
 
@@ -60,8 +61,34 @@ class Shop:
 
     def publish(self, *task_ids: str) -> None:
         """Publish one parcel with these events."""
-        events = [make_event(JobFinished, task_id=task_id) for task_id in task_ids]
-        self.transport.publish(self._writer.parcels(events))
+        self.transport.publish([self.parcel(*task_ids)])
+
+    def parcel(self, *task_ids: str) -> Parcel:
+        """Return one parcel with these events, as it would be published."""
+        (parcel,) = self._writer.parcels(
+            [make_event(JobFinished, task_id=task_id) for task_id in task_ids]
+        )
+        return parcel
+
+    def write(self, body: bytes, **labels: str) -> None:
+        """Do as a stranger who may write to the broker, and knows nothing of the format.
+
+        Args:
+            body: what he writes.
+            labels: what stands outside of it: on Redis the fields of an entry, on
+                RabbitMQ the headers of a message.
+        """
+        if self.config["broker_url"].startswith("redis"):
+            with redis.Redis.from_url(self.config["broker_url"]) as client:
+                fields: dict[Any, Any] = {"body": body, **labels}
+                client.xadd("celery-broadcast:events:JobFinished", fields)
+            return
+        with self.app.connection_for_write() as connection:
+            channel: Any = connection.default_channel
+            # To the queue itself: it is nothing that is routed.
+            channel.basic_publish(
+                amqp.Message(body, application_headers=labels), "", "celery-broadcast.pager"
+            )
 
     def lose(self, task_id: str) -> None:
         """Have the next number go to an event that never arrives."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
+import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from nodes.deadline import wait_until
 from remote_shop import PAGER, Shop, clean, ids_in
+
+from celery_broadcast.relay.signing import Signer
+from celery_broadcast.relay.transport import Parcel
 
 pytestmark = pytest.mark.worker
 
@@ -69,6 +76,80 @@ def test_an_event_that_kills_its_process_lands_there_alone_and_its_neighbours_ar
     assert ids_in(letter) == ["die-2"]
     assert (letter.reason, letter.deliveries) == ("killed", 3)
     assert {"ok-1", "ok-3"} == set(shop.lines("handled"))
+
+
+def with_body(parcel: Parcel, body: bytes) -> Parcel:
+    return msgspec.structs.replace(parcel, body=body)
+
+
+def test_whatever_a_stranger_writes_is_put_aside_and_the_consumer_goes_on(shop: Shop) -> None:
+    good = shop.parcel("never-1")
+    later = good.body.replace(b'"schemaversion":"1.', b'"schemaversion":"2.')
+    parcels = {
+        "rubbish": with_body(good, b"\xff rubbish"),
+        "cut off": with_body(good, good.body[:-20]),
+        "nothing": with_body(good, b""),
+        "no event": with_body(good, b"[]"),
+        "deep": with_body(good, b"[" * 200_000),
+        "deep inside": with_body(
+            good, good.body.replace(b'"data":{', b'"data":{"x":' + b"[" * 200_000 + b",")
+        ),
+        "huge": with_body(good, b"[" + b" " * 3 * 1024 * 1024 + b"]"),
+        "too many": with_body(good, b"[" + b"0," * 100_000 + b"0]"),
+        "of a later version": with_body(good, later),
+        "pickled": with_body(good, pickle.dumps(print)),
+        "compressed": with_body(good, zlib.compress(good.body)),
+        "of another task": msgspec.structs.replace(good, task_name="shop.other"),
+    }
+    foreign: dict[str, tuple[bytes, dict[str, str]]] = {
+        "foreign": (b"hello", {}),
+        "compressed, it says": (good.body, {"compression": "application/x-gzip"}),
+        "a task of Celery's": (b"[[], {}, {}]", {"task": "shop.charge", "id": "1"}),
+    }
+    with shop.consumer() as consumer:
+        for parcel in parcels.values():
+            shop.transport.publish([parcel])
+        for body, labels in foreign.values():
+            shop.write(body, **labels)
+        shop.publish("ok-1")
+
+        wait_until(lambda: len(shop.letters()) >= len(parcels) + len(foreign), 30.0)
+        wait_until(lambda: shop.lines("handled") == ["ok-1"], 30.0)
+        assert consumer.status == "running"
+
+    assert Counter(letter.reason for letter in shop.letters()) == {
+        "refused": len(parcels) + len(foreign)
+    }
+    assert shop.lines("began") == ["ok-1"]
+    listed = shop.command("dead-letters", "list", "pager", "--json")
+    assert len(json.loads(listed.stdout)) == len(parcels) + len(foreign)
+    purged = shop.command("dead-letters", "purge", "pager", "--force")
+    assert purged.returncode == 0, purged.stderr
+    assert shop.letters() == []
+
+
+def test_what_is_not_signed_or_signed_by_another_or_sent_again_is_not_handled(shop: Shop) -> None:
+    key, another = "k" * 32, "a" * 32
+    shop.config["broadcast_relay_key"] = key
+    real = Signer(key).sign(shop.parcel("ok-1"))
+    long_ago = Signer(key, clock=lambda: time.time() - 8 * 86_400.0)
+    with shop.consumer():
+        shop.transport.publish(
+            [shop.parcel("never-1"), Signer(another).sign(shop.parcel("never-2"))]
+        )
+        shop.transport.publish([with_body(real, shop.parcel("never-3").body)])
+        shop.transport.publish([long_ago.sign(shop.parcel("never-4"))])
+        shop.transport.publish([real])
+        wait_until(lambda: shop.lines("handled") == ["ok-1"], 30.0)
+        shop.transport.publish([real])  # a replay
+        shop.transport.publish([Signer(key).sign(shop.parcel("ok-2"))])
+        wait_until(lambda: "ok-2" in shop.lines("handled"), 30.0)
+        wait_until(lambda: len(shop.letters()) == 4, 30.0)
+
+    assert shop.lines("began") == ["ok-1", "ok-2"]
+    assert {letter.reason for letter in shop.letters()} == {"refused"}
+    put_aside = sorted(task_id for letter in shop.letters() for task_id in ids_in(letter))
+    assert put_aside == ["never-1", "never-2", "never-3", "never-4"]
 
 
 def test_a_replica_that_is_killed_loses_nothing(shop: Shop) -> None:
