@@ -21,14 +21,14 @@ def ok(x: object) -> object:
     return x
 
 
-def write(word: str, task_id: str) -> None:
+def write(word: str, event: JobFinished) -> None:
     with Path(os.environ["JOB_APP_HANDLED"]).open("a") as file:
-        file.write(f"{word} {task_id} {os.getpid()}\n")
+        file.write(f"{word} {event.task_id} {os.getpid()} {event.event_id}\n")
 
 
 @on_job_event(JobFinished, remote=True, name="pager")
 def page(event: JobFinished) -> None:
-    write("began", event.task_id)
+    write("began", event)
     what = event.task_id.partition("-")[0]
     if what == "raise":
         raise ValueError(event.task_id)
@@ -40,7 +40,7 @@ def page(event: JobFinished) -> None:
         time.sleep(1.0)
     if what == "hang":
         time.sleep(60.0)
-    write("handled", event.task_id)
+    write("handled", event)
 
 
 @on_job_event(JobFinished, name="local")

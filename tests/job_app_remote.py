@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 from job_app_consumers import report_event
 
-from celery_broadcast import JobFailed, JobFinished, on_job_event
+from celery_broadcast import JobEvent, JobFailed, JobFinished, on_job_event
 
 
 @on_job_event(JobFinished, task="*.ok", remote=True)
@@ -15,3 +16,11 @@ def audit(event: JobFinished) -> None:
 @on_job_event(JobFinished, JobFailed, task="*.fails", remote=True, payload="json")
 def pager(event: JobFinished | JobFailed) -> None:
     report_event("pager", event)
+
+
+def redact(event: JobEvent) -> JobEvent | None:
+    """Stand for `broadcast_redact`, where a test sets it."""
+    args = list(event.args or ())
+    if args == ["kept back"]:
+        return None
+    return msgspec.structs.replace(event, args=("***",)) if args == ["secret"] else event

@@ -103,8 +103,14 @@ class Shop:
 
     def lines(self, word: str) -> list[str]:
         """Return the ids of the jobs of which this was written."""
-        lines = [line.split() for line in self.handled_file.read_text().splitlines()]
-        return [line[1] for line in lines if line[0] == word]
+        return [line[1] for line in self._lines() if line[0] == word]
+
+    def event_ids(self, task_id: str) -> list[str]:
+        """Return the ids under which the event of a job came, each time."""
+        return [line[3] for line in self._lines() if line[:2] == ["began", task_id]]
+
+    def _lines(self) -> list[list[str]]:
+        return [line.split() for line in self.handled_file.read_text().splitlines()]
 
     def letters(self) -> list[DeadLetter]:
         return self.transport.dead_letters(PAGER, 100)

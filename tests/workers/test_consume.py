@@ -50,6 +50,7 @@ def test_an_event_that_is_raised_on_too_often_lands_in_the_dead_letters_alone(sh
     assert (letter.reason, letter.deliveries) == ("raised", 3)
     assert "ValueError: raise-2" in letter.error
     assert Counter(shop.lines("began")) == {"ok-1": 1, "raise-2": 3, "ok-3": 1}
+    assert len(set(shop.event_ids("raise-2"))) == 1
     assert sorted(shop.lines("handled")) == ["ok-1", "ok-3"]
 
 
@@ -164,6 +165,7 @@ def test_a_replica_that_is_killed_loses_nothing(shop: Shop) -> None:
         assert other.status == "running"
 
     assert shop.letters() == []
+    assert all(len(set(shop.event_ids(task_id))) == 1 for task_id in ids)  # each is known again
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])

@@ -42,6 +42,15 @@ class RelayRedis(RedisProcess):
     def __init__(self) -> None:
         super().__init__("--appendonly", "yes", "--appendfsync", "always")
 
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        with redis.Redis.from_url(self.url) as client:
+            client.config_set("maxmemory", 1)
+            try:
+                yield
+            finally:
+                client.config_set("maxmemory", 0)
+
     def declare(self) -> None:
         transport = RedisStreams.from_app_settings(self.url, {}, None, Limits())
         for group in GROUPS:
@@ -69,6 +78,14 @@ class RelayRabbitMQ(RabbitProcess):
     def __init__(self) -> None:
         super().__init__()
         self._events: dict[str, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        self.control("set_vm_memory_high_watermark", "0.00001")
+        try:
+            yield
+        finally:
+            self.control("set_vm_memory_high_watermark", "0.4")
 
     def declare(self) -> None:
         with self._transport() as transport:
@@ -214,6 +231,34 @@ def test_jobs_go_on_while_the_relays_broker_hangs_and_their_events_follow(
 
         wait_until(lambda: len({event["id"] for event in relay_server.sent()}) == 110)
         assert worker.stop() == 0
+
+
+def test_jobs_go_on_while_the_relays_broker_is_full_and_their_events_follow(
+    relay_server: RelayServer, redis_server: RedisProcess
+) -> None:
+    with running_worker(config_of(relay_server, redis_server)) as worker:
+        run(worker, 10)
+        wait_until(lambda: len(relay_server.sent()) == 10)
+
+        with relay_server.full():
+            run(worker, 100)
+            wait_until(lambda: "relay can't send" in worker.process.logs())
+
+        wait_until(lambda: len(relay_server.sent()) == 110, 60.0)
+        assert worker.stop() == 0
+
+
+def test_what_leaves_a_worker_is_text_that_was_redacted(
+    relay_server: RelayServer, redis_server: RedisProcess
+) -> None:
+    config = config_of(relay_server, redis_server, broadcast_redact="job_app_remote.redact")
+    with running_worker(config) as worker:
+        for x in ("open", "secret", "kept back"):
+            worker.send("ok", x).get(timeout=20.0)
+        assert worker.stop() == 0
+
+    arguments = sorted(event["data"]["args"] for event in relay_server.sent())
+    assert arguments == [["'***'"], ["'open'"]]
 
 
 @on_redis
