@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from celery_broadcast import JobFinished, on_job_event
+from celery_broadcast import Batch, Consumer, JobFinished, Retry, on_job_event
 
 app = Celery("job_app_consume")
 app.conf.imports = ("celery_broadcast.plugin",)
@@ -51,3 +52,30 @@ def ignore(event: JobFinished) -> None:
 @on_job_event(JobFinished, remote=True, name="quitter")
 def give_up(event: JobFinished) -> None:
     raise SystemExit(1)
+
+
+@on_job_event(JobFinished, remote=True, name="batcher", batch=Batch(max_events=10, max_wait=1.0))
+class Batcher(Consumer):
+    def setup(self) -> None:
+        self.is_set_up = True
+
+    def handle(self, events: list[JobFinished]) -> None:
+        for event in events if self.is_set_up else ():
+            write(f"batched-{len(events)}", event)
+
+
+_tries: list[str] = []
+_are_four = asyncio.Event()
+
+
+@on_job_event(
+    JobFinished, remote=True, name="coroutine", concurrency=4, retry=Retry(attempts=2, wait=0.01)
+)
+async def wait_for_each_other(event: JobFinished) -> None:
+    _tries.append(event.task_id)
+    if _tries.count(event.task_id) == 1:
+        raise OSError(event.task_id)
+    if len(_tries) == 8:
+        _are_four.set()
+    await _are_four.wait()
+    write("together", event)

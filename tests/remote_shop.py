@@ -139,7 +139,7 @@ def clean(url: str) -> None:
         return
     with Celery(broker=url, set_as_current=False).connection_for_write() as connection:
         channel: Any = connection.default_channel
-        for name in ("pager", "quitter"):
+        for name in ("pager", "quitter", "batcher", "coroutine"):
             for queue in (f"celery-broadcast.{name}", f"celery-broadcast.{name}.dead-letters"):
                 channel.queue_delete(queue)
 

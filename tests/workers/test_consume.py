@@ -240,6 +240,14 @@ def test_the_commands_show_replay_and_purge_dead_letters(shop: Shop) -> None:
     assert shop.letters() == []
 
 
+def test_batches_coroutines_and_retries_are_what_they_are_in_a_worker(shop: Shop) -> None:
+    with shop.consumer("batcher", "coroutine"):
+        shop.publish(*(f"ok-{number}" for number in range(4)))
+
+        wait_until(lambda: len(shop.lines("together")) == 4, 30.0)
+        wait_until(lambda: len(shop.lines("batched-4")) == 4, 30.0)
+
+
 def test_a_group_is_declared_ahead_and_then_misses_nothing(shop: Shop) -> None:
     answer = shop.command("declare")
     assert answer.returncode == 0, answer.stderr
@@ -253,7 +261,7 @@ def test_a_group_is_declared_ahead_and_then_misses_nothing(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("change", "names", "message"),
     [
-        ({}, ["nobody"], "There is no consumer named 'nobody'. Remote ones are: pager, quitter."),
+        ({}, ["nobody"], "There is no consumer named 'nobody'. Remote ones are: pager, quitter, "),
         ({}, ["local"], "isn't remote"),
         ({"broadcast_enabled": False}, ["pager"], "The broadcast is off"),
         ({"broker_url": "memory://"}, ["pager"], "can't go through"),
