@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 from memory_transport import MemoryBroker, MemoryTransport
 from nodes.deadline import wait_until
-from parcels import parcel_of
+from parcels import changed, parcel_of, with_body
 from recorder import HeldRecorder, Recorder, make_event, numbered, subscribe
 
 from celery_broadcast import Batch, JobFinished, Restart
@@ -404,6 +405,31 @@ def test_what_is_no_parcel_is_put_aside_and_the_next_is_handled(
     (letter,) = letters_of(broker)
     assert letter.reason == "refused"
     assert why in letter.error
+
+
+@pytest.mark.parametrize("deliveries", [0, 1])
+def test_nothing_that_is_too_deep_to_be_told_apart_is_taken_for_ever(
+    broker: MemoryBroker, start: Start, deliveries: int
+) -> None:
+    # One of these depths can still be read, and is too much a few calls further on.
+    for depth in range(sys.getrecursionlimit() - 60, sys.getrecursionlimit()):
+        marked = changed(parcel_of(numbered(2)), deep="?")
+        deep = marked.body.replace(b'"?"', b"[" * depth + b"]" * depth)
+        broker.add("pager", with_body(marked, deep))
+        broker.waiting["pager"][-1].deliveries = deliveries
+    broker.add("pager", parcel_of([make_event(JobFinished, task_id="good")]))
+
+    handled: list[str] = []
+
+    def raise_on_others(event: JobEvent) -> None:
+        if event.task_id != "good":
+            raise ValueError
+        handled.append(event.task_id)
+
+    start(raise_on_others, incoming={"max_deliveries": 2})
+    done(broker)
+
+    assert handled == ["good"]
 
 
 def test_what_the_transport_refuses_is_put_aside(broker: MemoryBroker, start: Start) -> None:

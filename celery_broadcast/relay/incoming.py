@@ -227,7 +227,7 @@ class Incoming:
         if not self._is_alone():
             self._gaps.forget()  # what doesn't come here may go to another replica
         for parcel in [parcel for parcel in self._in_hand if not parcel.pending]:
-            self._finish(parcel)
+            self._finish_or_refuse(parcel)
         if len(self._in_hand) == 1:
             self._hand_over(self._in_hand[0])  # what had to wait until it is alone
         if self._has_room() and time.monotonic() >= self._look_at:
@@ -306,7 +306,11 @@ class Incoming:
     # What comes.
 
     def _take(self, received: Received) -> None:
-        """Decide what is to be done with a parcel, and do it."""
+        """Decide what is to be done with a parcel, and do it.
+
+        Raises:
+            RelayError: the broker; nothing else, whatever a stranger has sent.
+        """
         self.counts["parcels"] += 1
         refusal = self._refusal_of(received)
         if refusal == SENT_AGAIN:  # as a rule since the broker missed the first acknowledgement
@@ -317,20 +321,22 @@ class Incoming:
             self._refuse(received, refusal)
             return
         try:
-            contents = read(received.parcel, self._limits)
-        except WireError as error:
-            self._refuse(received, str(error))
-        except Exception as error:  # noqa: BLE001  # whatever a stranger makes of it, this goes on
-            self._refuse(received, text_of(error))
+            parcel = self._parcel_in_hand(received, read(received.parcel, self._limits))
+        except RelayError:
+            raise
+        except Exception as error:  # noqa: BLE001  # of the parcel: it would raise again each time
+            self._refuse(received, _why(error))
         else:
-            self._take_contents(received, contents)
+            if parcel is not None:
+                self._accept_parcel(parcel)
 
     def _refusal_of(self, received: Received) -> str:
         if received.refusal or self._verifier is None:
             return received.refusal
         return self._verifier.refusal(received.parcel)
 
-    def _take_contents(self, received: Received, contents: Contents) -> None:
+    def _parcel_in_hand(self, received: Received, contents: Contents) -> ParcelInHand | None:
+        """Return what is to be handled; None if that is nothing, and all is done."""
         arrived = contents.arrived
         if self._subscription.payload == "text":
             arrived = list(map(in_text, arrived))
@@ -338,7 +344,7 @@ class Incoming:
             self._note_numbers(received.parcel, arrived)
         if len(arrived) + len(contents.refused) > 1 and received.deliveries:
             self._split(received)
-            return
+            return None
         if contents.refused:
             self.counts["refused"] += len(contents.refused)
             self._put_aside(
@@ -350,9 +356,9 @@ class Incoming:
             )
         if len(arrived) == 1 and self._is_dead(received.deliveries + arrived[0].failures):
             self._bury(received, arrived[0])
-            return
+            return None
         self.counts["events"] += len(arrived)
-        self._accept_parcel(ParcelInHand(received, arrived, self._wants, self._changed))
+        return ParcelInHand(received, arrived, self._wants, self._changed)
 
     def _wants(self, event: Event) -> bool:
         kind = kind_of(event)
@@ -449,6 +455,20 @@ class Incoming:
         parcel.let_go()
 
     # What became of it.
+
+    def _finish_or_refuse(self, parcel: ParcelInHand) -> None:
+        """Finish a parcel; put it aside whole if something in it makes that impossible.
+
+        Raises:
+            RelayError: the broker.
+        """
+        try:
+            self._finish(parcel)
+        except RelayError:
+            raise
+        except Exception as error:  # noqa: BLE001  # of the parcel: it would raise again each time
+            self._refuse(parcel.received, _why(error))
+            self._in_hand.remove(parcel)
 
     def _finish(self, parcel: ParcelInHand) -> None:
         """Send on what failed or was dropped, and have the broker forget the rest.
@@ -559,3 +579,7 @@ def _named(text: str) -> str:
     """Return a name for the log: it may be a stranger's, and have lines of its own in it."""
     short = cut(text, _MOST_OF_NAME)
     return short if short.isprintable() else repr(short)
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, WireError) else text_of(error)
