@@ -117,7 +117,7 @@ def list_(ctx: click.Context, group: str, limit: int, as_json: bool) -> None:  #
     Example:
         celery -A shop broadcast dead-letters list pager
     """  # noqa: D301  # click knows it as a mark
-    from celery_broadcast.relay.dead_letters import shown  # noqa: PLC0415
+    from celery_broadcast.relay.dead_letters import printable, shown  # noqa: PLC0415
 
     with _letters_of(ctx, group) as letters:
         found = [shown(letter) for letter in letters.oldest(limit)]
@@ -128,9 +128,10 @@ def list_(ctx: click.Context, group: str, limit: int, as_json: bool) -> None:  #
             name = f"{each['event_type'] or '?'} {each['task_name'] or '?'}"
             error = (each["error"].strip().splitlines() or [""])[-1]
             times = f"{each['deliveries']}x"
-            click.echo(
+            line = (
                 f"{each['id']}  {each['put_aside_at']}  {each['reason']} {times}  {name}  {error}"
             )
+            click.echo(printable(line).replace("\n", "\\n"))
         click.echo(f"{len(found)} dead letters", err=True)
 
 
@@ -148,7 +149,7 @@ def show(ctx: click.Context, group: str, ids: tuple[str, ...], as_json: bool) ->
     Example:
         celery -A shop broadcast dead-letters show pager 1763842052511-0
     """  # noqa: D301  # click knows it as a mark
-    from celery_broadcast.relay.dead_letters import shown  # noqa: PLC0415
+    from celery_broadcast.relay.dead_letters import printable, shown  # noqa: PLC0415
 
     with _letters_of(ctx, group) as letters:
         chosen = _with_ids(letters, ids) if ids else letters.oldest(100)
@@ -159,9 +160,10 @@ def show(ctx: click.Context, group: str, ids: tuple[str, ...], as_json: bool) ->
         for each in found:
             error, events, body = each.pop("error"), each.pop("events"), each.pop("body")
             for name, value in each.items():
-                click.echo(f"{name}: {value}")
-            click.echo(f"error:\n{error.rstrip()}")
-            click.echo(json.dumps(events, indent=2) if events is not None else f"body:\n{body}")
+                click.echo(printable(f"{name}: {value}").replace("\n", "\\n"))
+            click.echo(printable(f"error:\n{error.rstrip()}"))
+            as_text = f"body:\n{body}" if events is None else json.dumps(events, indent=2)
+            click.echo(printable(as_text))
             click.echo()
 
 

@@ -20,7 +20,7 @@ from recorder import numbered, subscribe
 from celery_broadcast import JobFinished
 from celery_broadcast.commands import broadcast
 from celery_broadcast.relay.choice import Choice
-from celery_broadcast.relay.transport import DeadLetter, Group
+from celery_broadcast.relay.transport import DeadLetter, Group, Parcel
 from celery_broadcast.subscription import registry
 
 PAGER = Group(name="pager", event_types=("JobFinished",))
@@ -158,6 +158,27 @@ def test_a_dead_letter_is_shown_in_full(shop: Celery, broker: MemoryBroker) -> N
     assert "reason: raised" in output
     assert "error:\nOh\nno\n" in output
     assert '"taskid": "0"' in output
+
+
+@pytest.mark.parametrize("verb", ["list", "show"])
+def test_nothing_in_a_dead_letter_can_write_over_the_terminal(
+    shop: Celery, broker: MemoryBroker, verb: str
+) -> None:
+    hostile = "\x1b[2J\r\x9b\nx"
+    letter = DeadLetter(
+        parcel=Parcel(event_type=hostile, task_name=hostile, body=b"\x1b[2J"),
+        reason=hostile,
+        error=hostile,
+        deliveries=5,
+        put_aside_at=1e14,
+    )
+    MemoryTransport(broker).put_aside(PAGER, [letter])
+
+    result = command(shop, "dead-letters", verb, "pager")
+
+    assert result.exit_code == 0
+    assert not {"\x1b", "\r", "\x9b"} & set(result.output)
+    assert result.output.count("\nx") == (1 if verb == "show" else 0)  # within the error
 
 
 def test_an_id_that_is_not_there_is_an_error_with_a_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import msgspec
@@ -68,14 +69,17 @@ def test_what_is_replayed_is_signed_anew(broker: MemoryBroker) -> None:
     letters.replay(letters.oldest(10))
 
     (entry,) = broker.waiting["pager"]
+    (arrived,) = read(entry.parcel, Limits()).arrived
+    assert arrived.failures == 0
     assert Verifier(KEY, max_age=60.0).refusal(entry.parcel) == ""
 
 
 @pytest.mark.parametrize("reason", ["refused", "raised", "killed"])
-def test_nobody_gets_a_forged_parcel_signed_by_way_of_the_dead_letters(
-    broker: MemoryBroker, reason: str
+@pytest.mark.parametrize("key", ["", "another key of many characters"])
+def test_nobody_gets_a_forged_parcel_signed_by_way_of_a_dead_letter(
+    broker: MemoryBroker, reason: str, key: str
 ) -> None:
-    forged = Signer("another key of many characters").sign(failed_parcel())
+    forged = Signer(key).sign(failed_parcel()) if key else failed_parcel()
     letters = with_letters(broker, letter_of(forged, reason), key=KEY)
 
     letters.replay(letters.oldest(10))
@@ -139,3 +143,21 @@ def test_a_letter_is_shown_as_json_whatever_is_in_it() -> None:
     assert readable["put_aside_at"] == "1970-01-01T00:00:00+00:00"
     assert (rubbish["events"], rubbish["body"]) == (None, "\\x80rubbish")
     assert msgspec.json.encode([readable, rubbish])
+
+
+@pytest.mark.parametrize("put_aside_at", [1e14, float("nan"), float("inf"), -1.0])
+def test_a_letter_with_a_time_that_is_none_is_shown_and_purged(
+    broker: MemoryBroker, put_aside_at: float
+) -> None:
+    letters = with_letters(broker, letter_of(failed_parcel(), put_aside_at=put_aside_at))
+
+    assert shown(*letters.oldest(10))["put_aside_at"] == "unknown"
+    assert sum(letters.purge(some) for some in letters.all_so_far()) == 1
+
+
+@pytest.mark.parametrize("depth", [100, 300, 900, 5000])
+def test_a_letter_that_is_nested_deeply_is_shown(depth: int) -> None:
+    body = b'[{"id":' + b"[" * depth + b"]" * depth + b"}]"
+    parcel = Parcel(event_type="JobFailed", task_name="a", body=body)
+
+    assert json.loads(json.dumps(shown(letter_of(parcel)), indent=2))["body"] == body.decode()

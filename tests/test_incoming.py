@@ -543,6 +543,35 @@ def test_a_forgery_with_the_signature_of_another_does_not_have_the_real_one_forg
     assert [letter.reason for letter in letters_of(broker)] == ["refused"]
 
 
+def test_an_event_of_a_signed_parcel_that_is_refused_alone_can_be_replayed(
+    broker: MemoryBroker, start: Start
+) -> None:
+    parcel = parcel_of(numbered(2))
+    later = parcel.body.replace(b'"schemaversion":"1.0"', b'"schemaversion":"2.0"', 1)
+    broker.add("pager", Signer(KEY).sign(with_body(parcel, later)))
+
+    start(Recorder(), incoming={"verifier": Verifier(KEY, 60.0), "signer": Signer(KEY)})
+
+    done(broker)
+    (letter,) = letters_of(broker)
+    assert letter.reason == "refused"
+    assert b'"schemaversion":"2.0"' in letter.parcel.body
+    assert Verifier(KEY, 60.0).refusal(letter.parcel) == ""
+
+
+def test_a_refused_parcel_cannot_write_a_line_of_the_log(
+    broker: MemoryBroker, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    hostile = Parcel(event_type="JobFinished", task_name="a\nCRITICAL lies", body=b"[]")
+    broker.add("pager", hostile)
+
+    start(Recorder())
+    done(broker)
+
+    assert "'a\\nCRITICAL lies'" in caplog.text
+    assert "\nCRITICAL lies" not in caplog.text
+
+
 @pytest.mark.parametrize(("payload", "args"), [("text", ("'42'", "7")), ("json", ("42", 7))])
 def test_json_that_another_has_asked_for_comes_as_text_to_who_has_not(
     broker: MemoryBroker, start: Start, payload: str, args: tuple[object, ...]

@@ -15,6 +15,12 @@ from celery_broadcast.relay.transport import DeadLetter, Group, Parcel, Transpor
 # How many are asked for at once.
 _AT_ONCE = 100
 
+# Where datetime ends, in seconds since 1970.
+_END_OF_TIME = 253_402_300_800.0
+
+# What is nested more deeply is shown as it came: writing it as JSON could be too much.
+_MOST_LEVELS = 50
+
 _DECODING_ERRORS = (ValueError, OverflowError, RecursionError, MemoryError)
 
 
@@ -89,7 +95,8 @@ class DeadLetters:
         began = time.time()
         before: set[str] = set()
         while letters := self.oldest(_AT_ONCE):
-            older = [letter for letter in letters if letter.put_aside_at <= began]
+            # A time that is none, as only a stranger writes it, is not later than now either.
+            older = [each for each in letters if not began < each.put_aside_at < _END_OF_TIME]
             ids = {letter.letter_id for letter in older}
             if not older or ids <= before:  # they have come back, or can't be removed
                 return
@@ -125,15 +132,42 @@ def shown(letter: DeadLetter) -> dict[str, Any]:
         events = msgspec.json.decode(letter.parcel.body)
     except _DECODING_ERRORS:
         events = None
-    put_aside_at = datetime.fromtimestamp(letter.put_aside_at, tz=timezone.utc)
+    if _is_too_deep(events):
+        events = None
     return {
         "id": letter.letter_id,
         "reason": letter.reason,
         "deliveries": letter.deliveries,
-        "put_aside_at": put_aside_at.isoformat(timespec="seconds"),
+        "put_aside_at": _time_of(letter),
         "event_type": letter.parcel.event_type,
         "task_name": letter.parcel.task_name,
         "error": letter.error,
         "events": events,
         "body": letter.parcel.body.decode(errors="backslashreplace") if events is None else None,
     }
+
+
+def printable(text: str) -> str:
+    """Return a text with which nobody can write over a terminal: lines of what can be seen."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text
+    )
+
+
+def _time_of(letter: DeadLetter) -> str:
+    if not 0 <= letter.put_aside_at < _END_OF_TIME:
+        return "unknown"
+    moment = datetime.fromtimestamp(letter.put_aside_at, tz=timezone.utc)
+    return moment.isoformat(timespec="seconds")
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            item
+            for each in level
+            if isinstance(each, list | dict)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)
