@@ -7,6 +7,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_broadcast.relay.redis_servers import UnfitServerError
 
+#: How it begins that the server is full.
+FULL = ("OOM", "command not allowed when used memory")
+
 #: What an error says, and what it means; redis-py takes away some of the beginnings.
 _MEANINGS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
@@ -17,7 +20,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str], ...] = (
         ),
     ),
     (
-        ("OOM", "command not allowed when used memory"),
+        FULL,
         "it is full. Raise its maxmemory, or lower broadcast_relay_max_bytes",
     ),
     (
@@ -29,7 +32,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str], ...] = (
         "it wants another password. Write redis://USER:PASSWORD@HOST",
     ),
     (
-        ("NOPERM", "this user has no permissions", "no permissions"),
+        ("NOPERM", "no permissions", "user executing the script can't run"),
         (
             "its user may not do that ({error}). The relay needs its streams' keys, "
             "celery-broadcast:*, and EVAL, MEMORY USAGE, XINFO and what streams have"

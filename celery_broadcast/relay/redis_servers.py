@@ -115,6 +115,11 @@ class RedisServers:
                     raise
         raise AssertionError  # there is at least one
 
+    def avoid_last(self) -> None:
+        """Have the next `connect` begin with another server than the last one that it reached."""
+        if not self._is_sentinel:
+            self._addresses.rotate(-1)
+
     def _master(self, timeout: float) -> Address:
         own = self._options.get("sentinel_kwargs") or {}
         each = timeout / len(self._addresses)

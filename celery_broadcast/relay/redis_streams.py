@@ -39,7 +39,7 @@ from celery_broadcast.relay.redis_entries import (
     parcel_of,
     task_of,
 )
-from celery_broadcast.relay.redis_errors import explained, is_of_server
+from celery_broadcast.relay.redis_errors import FULL, explained, is_of_server
 from celery_broadcast.relay.redis_scripts import GIVE_BACK, RENEW, SWEEP, TAKE, TRIM
 from celery_broadcast.relay.redis_servers import RedisServers
 from celery_broadcast.relay.transport import DeadLetter, Group, Limits, Parcel, Received
@@ -85,9 +85,9 @@ class _Entry(NamedTuple):
 class _Sent:
     """What this process has sent to a stream since it was measured."""
 
-    def __init__(self) -> None:
-        self.bytes: float = float("inf")  # never measured
-        self.measured_at: float = 0.0
+    def __init__(self, measured_at: float) -> None:
+        self.bytes = 0
+        self.measured_at = measured_at
 
 
 # Whoever has got a parcel in so many milliseconds counts as a replica.
@@ -184,11 +184,23 @@ class RedisStreams:
             start = self._reached.get((group.name, key), "$")
             commands.append(("XGROUP", "CREATE", key, group.name, start, "MKSTREAM"))
         tried = f"declare the group {group.name!r}"
-        now, *_ = self._exchange(tried, [("TIME",), *commands], expected=("BUSYGROUP",))
+        expected = ("BUSYGROUP", *FULL)
+        now, *replies = self._exchange(tried, [("TIME",), *commands], expected=expected)
+        full = [reply for reply in replies if str(reply).startswith(FULL)]
+        if full and not self._is_declared(group):
+            raise self._error(tried, full[0])
         milliseconds = int(now[0]) * 1000 + int(now[1]) // 1000
         for key in keys:
             self._reached.setdefault((group.name, key), f"{milliseconds}-0")
         self._known.update(keys)
+
+    def _is_declared(self, group: Group) -> bool:
+        """Tell whether the group is there already; a full server can be asked for that, too."""
+        keys = [self._own_key(group), *self._event_keys(group)]
+        commands: list[Command] = [("XPENDING", key, group.name) for key in keys]
+        tried = f"look for the group {group.name!r}"
+        replies = self._exchange(tried, commands, expected=("NOGROUP",))
+        return not any(isinstance(reply, ResponseError) for reply in replies)
 
     def receive(self, group: Group, wait_seconds: float) -> Received | None:
         """See `Transport`.
@@ -246,6 +258,7 @@ class RedisStreams:
         key, entry_id = received.token
         returned = self._return(group, key, entry_id, received.deliveries)
         self._exchange("give a parcel back", [returned])
+        self._looked_at.pop(group.name, None)  # if it comes here again, then before later ones
 
     # Dead letters.
 
@@ -337,23 +350,34 @@ class RedisStreams:
         """
         options = () if create else ("NOMKSTREAM",)
         commands: list[Command] = [("XADD", key, *options, "*", *fields) for key, fields in pairs]
+        keys = list(dict.fromkeys(key for key, _ in pairs))
         now = time.monotonic()
-        for key, fields in pairs:
-            self._sent.setdefault(key, _Sent()).bytes += sum(map(len, fields))
-        part = self._limits.max_bytes / MEASURED_PARTS
-        due = [
-            key
-            for key in dict.fromkeys(key for key, _ in pairs)
-            if self._sent[key].bytes >= part
-            or now - self._sent[key].measured_at >= MEASURED_SECONDS
-        ]
-        ttl = self._ttl_milliseconds if has_ttl else ""
-        commands += [("EVAL", TRIM, 1, key, self._limits.max_bytes, ttl) for key in due]
-        replies = self._exchange(tried, commands, to_confirm=len(pairs))
-        for key in due:
-            self._sent[key].bytes = 0.0
-            self._sent[key].measured_at = now
+        try:
+            # Before anything is sent: a stream that can't be measured, or is none, would be an
+            # error after the entries are there, and they would be there again with each try.
+            unknown = [key for key in keys if key not in self._sent]
+            self._exchange(tried, [self._trim(key, has_ttl=has_ttl) for key in unknown])
+            for key, fields in pairs:
+                self._sent.setdefault(key, _Sent(now)).bytes += sum(map(len, fields))
+            due = [key for key in keys if self._is_due(key, now)]
+            trims = [self._trim(key, has_ttl=has_ttl) for key in due]
+            replies = self._exchange(tried, [*commands, *trims], to_confirm=len(pairs))
+        except RelayError:
+            for key in keys:
+                self._sent.pop(key, None)
+            raise
+        self._sent.update((key, _Sent(now)) for key in due)
         return replies[: len(pairs)]
+
+    def _is_due(self, key: str, now: float) -> bool:
+        """Tell whether a stream is to be measured again."""
+        sent = self._sent[key]
+        part = self._limits.max_bytes / MEASURED_PARTS
+        return sent.bytes >= part or now - sent.measured_at >= MEASURED_SECONDS
+
+    def _trim(self, key: str, *, has_ttl: bool) -> Command:
+        ttl = self._ttl_milliseconds if has_ttl else ""
+        return ("EVAL", TRIM, 1, key, self._limits.max_bytes, ttl)
 
     # Reading.
 
@@ -575,6 +599,7 @@ class RedisStreams:
             arrived = to_confirm - refused
             if is_of_server(refusal):
                 self._disconnect()  # the next call finds another, or this one recovered
+                self._servers.avoid_last()
             also = f" {arrived} of {to_confirm} arrived." if arrived else ""
             raise self._error(tried, refusal, _key_of(command), also) from refusal
         return replies

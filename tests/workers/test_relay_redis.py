@@ -317,6 +317,19 @@ def test_what_is_given_back_goes_to_another_at_once_and_does_not_count(connect: 
     assert one.receive(PAGER, 0) is None
 
 
+def test_what_is_given_back_and_comes_here_again_comes_before_later_ones(
+    connect: Connect,
+) -> None:
+    only = connect(LONG_LEASE)
+    only.declare(PAGER)
+    only.publish([parcel(number) for number in (1, 2, 3)])
+    only.acknowledge(PAGER, take(only, PAGER))
+
+    only.give_back(PAGER, take(only, PAGER))
+
+    assert drained(only, PAGER) == [parcel(2), parcel(3)]
+
+
 def test_what_is_acknowledged_does_not_come_again(connect: Connect, raw: redis.Redis) -> None:
     streams = connect()
     streams.declare(PAGER)
@@ -510,10 +523,15 @@ def test_one_refused_entry_does_not_hide_that_the_others_arrived(
 ) -> None:
     streams = connect()
     streams.declare(PAGER)
+    streams.publish([parcel(0, "JobFinished")])
     raw.set("celery-broadcast:events:JobFinished", "mine")
+    parcels = [parcel(1), parcel(2, "JobFinished"), parcel(3)]
 
     with pytest.raises(RelayError, match=r"JobFinished' is there.* 2 of 3 arrived"):
-        streams.publish([parcel(1), parcel(2, "JobFinished"), parcel(3)])
+        streams.publish(parcels)
+    for _ in range(3):  # and isn't sent again in vain
+        with pytest.raises(RelayError, match=r"JobFinished' is there, and is no stream"):
+            streams.publish(parcels)
 
     assert drained(streams, PAGER) == [parcel(1), parcel(3)]
 
@@ -621,6 +639,41 @@ def test_a_full_server_refuses_what_is_published_and_what_is_there_can_be_read(
 
     publisher.publish([parcel(4)])
     assert drained(reader, PAGER) == [parcel(4)]
+
+
+def test_a_group_that_is_there_can_be_read_by_who_comes_while_the_server_is_full(
+    connect: Connect, raw: redis.Redis
+) -> None:
+    connect().declare(PAGER)
+    connect().publish([parcel(1)])
+    raw.config_set("maxmemory", 1)
+    try:
+        newcomer = connect()
+        newcomer.declare(PAGER)
+        assert drained(newcomer, PAGER) == [parcel(1)]
+        with pytest.raises(RelayError, match="it is full"):
+            newcomer.declare(AUDIT)
+    finally:
+        raw.config_set("maxmemory", 0)
+
+
+def test_of_a_list_of_servers_one_that_is_a_replica_is_passed_over(
+    server: RedisProcess, raw: redis.Redis
+) -> None:
+    with RedisProcess() as former:
+        streams = RedisStreams.from_app_settings(f"{former.url};{server.url}", {}, None, LIMITS)
+        streams.declare(PAGER)
+        with redis.Redis.from_url(former.url) as client:
+            client.replicaof("127.0.0.1", "1")
+
+        with pytest.raises(RelayError, match="it is a replica"):
+            streams.publish([parcel(1)])
+        streams.declare(PAGER)
+        streams.publish([parcel(1)])
+
+        assert drained(streams, PAGER) == [parcel(1)]
+        assert raw.xlen(FAILED) == 1
+        streams.close()
 
 
 def test_a_replica_cannot_be_written_to(connect: Connect, raw: redis.Redis) -> None:
@@ -854,6 +907,23 @@ def test_a_user_who_may_not_do_it_is_told_what_is_needed(
     with pytest.raises(RelayError, match=r"its user may not do that.* EVAL"):
         streams.receive(PAGER, 0)
 
+    streams.close()
+
+
+def test_who_may_not_measure_a_stream_sends_nothing_there(
+    server: RedisProcess, raw: redis.Redis, connect: Connect
+) -> None:
+    connect().declare(PAGER)
+    raw.execute_command("ACL", "SETUSER", "some", "on", ">pw", "~*", "+@all", "-memory")  # type: ignore[no-untyped-call]
+    streams = RedisStreams.from_app_settings(
+        server.url.replace("//", "//some:pw@"), {}, None, LIMITS
+    )
+
+    for _ in range(2):
+        with pytest.raises(RelayError, match="its user may not do that"):
+            streams.publish([parcel(1)])
+
+    assert raw.xlen(FAILED) == 0
     streams.close()
 
 
