@@ -24,6 +24,7 @@ class _Entry(msgspec.Struct):
     holder: object | None = None
     leased_until: float = 0.0
     refusal: str = ""
+    is_sent_alone: bool = False
 
 
 class MemoryBroker:
@@ -47,10 +48,13 @@ class MemoryBroker:
         self.renewals = 0
         self.numbers = itertools.count(1)
 
-    def add(self, group: str, parcel: Parcel, refusal: str = "") -> None:
+    def add(
+        self, group: str, parcel: Parcel, refusal: str = "", *, is_sent_alone: bool = False
+    ) -> None:
         """Have a parcel wait in a group."""
         with self.changed:
-            entry = _Entry(parcel, next(self.numbers), refusal=refusal)
+            number = next(self.numbers)
+            entry = _Entry(parcel, number, refusal=refusal, is_sent_alone=is_sent_alone)
             self.waiting.setdefault(group, deque()).append(entry)
             self.changed.notify_all()
 
@@ -133,6 +137,7 @@ class MemoryTransport:
             deliveries=entry.deliveries,
             token=entry.number,
             refusal=entry.refusal,
+            is_sent_alone=entry.is_sent_alone,
         )
 
     def renew(self, group: Group, received: Sequence[Received]) -> None:
@@ -161,7 +166,7 @@ class MemoryTransport:
     def send_to(self, group: Group, parcels: Sequence[Parcel]) -> None:
         self._exchange("send to")
         for parcel in parcels:
-            self.broker.add(group.name, parcel)
+            self.broker.add(group.name, parcel, is_sent_alone=True)
 
     def put_aside(self, group: Group, letters: Sequence[DeadLetter]) -> None:
         self._exchange("put aside")

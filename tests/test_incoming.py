@@ -623,6 +623,23 @@ def test_other_types_and_tasks_have_numbers_of_their_own(
     assert replica.incoming.counts["missing"] == 0
 
 
+def test_what_is_replayed_is_no_begin_from_which_others_are_missed(
+    broker: MemoryBroker, start: Start
+) -> None:
+    writer = Writer("producer", "/celery/tests")
+    long_ago = parcel_of([make_event(JobFinished, task_id="1")], writer)
+    writer.parcels(numbered(5))
+    recorder = Recorder()
+    broker.add("pager", long_ago, is_sent_alone=True)
+    broker.add("pager", parcel_of([make_event(JobFinished, task_id="7")], writer))
+
+    replica = start(recorder)
+
+    assert [event.task_id for event in recorder.wait_for(2)] == ["1", "7"]
+    done(broker)
+    assert replica.incoming.counts["missing"] == 0
+
+
 def test_what_other_replicas_have_is_not_missed(broker: MemoryBroker, start: Start) -> None:
     recorders = [Recorder(), Recorder()]
     replicas = [start(recorder) for recorder in recorders]

@@ -340,7 +340,7 @@ class Incoming:
         arrived = contents.arrived
         if self._subscription.payload == "text":
             arrived = list(map(in_text, arrived))
-        if not received.deliveries:
+        if not (received.deliveries or received.is_sent_alone):
             self._note_numbers(received.parcel, arrived)
         if len(arrived) + len(contents.refused) > 1 and received.deliveries:
             self._split(received)

@@ -627,6 +627,7 @@ def _received(message: amqp.Message, limits: Limits) -> Received:
         deliveries=_deliveries(message),
         token=_Handed(message.channel, message.delivery_info["delivery_tag"]),
         refusal=refusal,
+        is_sent_alone=message.delivery_info["exchange"] != EXCHANGE,
     )
 
 

@@ -516,6 +516,7 @@ class RedisStreams:
             deliveries=entry.deliveries,
             token=Token(entry.key, entry.entry_id),
             refusal=refusal,
+            is_sent_alone=entry.key == self._own_key(group),
         )
 
     def _return(self, group: Group, key: str, entry_id: str, deliveries: int) -> Command:

@@ -40,12 +40,15 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
         refusal: why it isn't one that can be opened (too big, compressed, no
             JSON by its own account, foreign); "" if it is. Then `body` holds
             what could safely be kept of it, and the other fields may be "".
+        is_sent_alone: whether it was sent to this group alone, and so is one that
+            it had before, or a part of it.
     """
 
     parcel: Parcel
     deliveries: int
     token: Any
     refusal: str = ""
+    is_sent_alone: bool = False
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
