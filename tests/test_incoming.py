@@ -790,6 +790,27 @@ def test_of_a_parcel_that_is_half_done_only_the_rest_is_sent_again(
     freed.set()
 
 
+def test_what_is_not_handled_is_given_back_to_a_broker_that_was_away_meanwhile(
+    broker: MemoryBroker, start: Start
+) -> None:
+    broker.limits = Limits(lease=0.3)  # renewed every 0.1 s
+    held = HeldRecorder()
+    replica = start(held)
+    broker.add("pager", parcel_of(numbered(1)))
+    assert held.held.wait(10.0)
+    broker.is_away = True
+    replica.incoming.stop()
+    wait_until(lambda: not replica.incoming.is_reading.is_set())
+    broker.is_away = False
+
+    replica.incoming.let_go()
+
+    assert replica.incoming.wait_for_end(float("inf"))
+    assert broker.held["pager"] == {}
+    assert len(broker.waiting["pager"]) == 1
+    held.freed.set()
+
+
 def test_who_gives_up_gives_back_and_takes_no_more(broker: MemoryBroker, start: Start) -> None:
     def exits(event: JobEvent) -> None:
         raise SystemExit(1)

@@ -106,6 +106,7 @@ class Incoming:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._is_let_go = False
+        self._has_tried_to_give_back = False
         self._renew_at = 0.0
         self._look_at = 0.0
         self._has_looked = False
@@ -185,13 +186,14 @@ class Incoming:
             self._ended.set()
 
     def _is_done(self) -> bool:
-        if self._is_let_go and self._failures:
+        if self._has_tried_to_give_back:
             return True  # the broker is away: it gives to another what this one had
         is_over = self._is_stopping or self._subscription.switch.is_cancelled
         return (is_over or self._consumer_has_given_up()) and not self._in_hand
 
     def _step_and_go_on(self) -> None:
         """Do a step; if that fails, say so once, and wait for longer each time."""
+        is_last = self._is_let_go  # before the step, so that it is tried once after that
         try:
             self._step()
         except RelayError as error:
@@ -209,6 +211,7 @@ class Incoming:
             if not self.is_reading.is_set() and not self._is_stopping:
                 self._say_reading()
             return
+        self._has_tried_to_give_back = is_last
         self.is_reading.clear()
         self._gaps.forget()  # others may have had its share meanwhile
         self._failures += 1
