@@ -39,6 +39,8 @@ def page(event: JobFinished) -> None:
         os._exit(9)
     if what == "sleep":
         time.sleep(1.0)
+    if what == "slow":
+        time.sleep(4.0)
     if what == "hang":
         time.sleep(60.0)
     write("handled", event)

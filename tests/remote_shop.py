@@ -131,15 +131,15 @@ class Shop:
         )
 
 
-def clean(url: str) -> None:
-    """Remove what this module leaves on a broker."""
+def clean(url: str, *more: str) -> None:
+    """Remove what this module leaves on a broker, and what more groups do."""
     if url.startswith("redis"):
         with redis.Redis.from_url(url) as client:
             client.flushdb()
         return
     with Celery(broker=url, set_as_current=False).connection_for_write() as connection:
         channel: Any = connection.default_channel
-        for name in ("pager", "quitter", "batcher", "coroutine"):
+        for name in ("pager", "quitter", "batcher", "coroutine", *more):
             for queue in (f"celery-broadcast.{name}", f"celery-broadcast.{name}.dead-letters"):
                 channel.queue_delete(queue)
 

@@ -168,6 +168,28 @@ def test_a_replica_that_is_killed_loses_nothing(shop: Shop) -> None:
     assert all(len(set(shop.event_ids(task_id))) == 1 for task_id in ids)  # each is known again
 
 
+def test_an_event_has_the_same_id_on_every_delivery_and_when_it_is_replayed(shop: Shop) -> None:
+    shop.publish("mend-1", "ok-2")
+    with shop.consumer():
+        wait_until(shop.letters, 30.0)
+    (letter,) = shop.letters()
+    shop.handled_file.with_name("handled.mended").touch()
+    shop.command("dead-letters", "replay", "pager")
+    with shop.consumer():
+        wait_until(lambda: "mend-1" in shop.lines("handled"), 30.0)
+
+    (event,) = json.loads(letter.parcel.body)
+    assert shop.event_ids("mend-1") == [event["id"]] * 4
+
+
+def test_a_handler_may_take_longer_than_the_lease(shop: Shop) -> None:
+    shop.publish("slow-1")
+    with shop.consumer(), shop.consumer():
+        wait_until(lambda: shop.lines("handled"), 30.0)
+
+    assert shop.lines("began") == ["slow-1"]
+
+
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_the_first_ctrl_c_has_what_is_in_hand_handled(shop: Shop, signal: str) -> None:
     with shop.consumer() as consumer:
