@@ -312,6 +312,23 @@ def test_the_broker_knows_how_many_replicas_there_are(shop: Shop) -> None:
             assert shop.transport.replicas(PAGER) == 2
 
 
+def test_what_is_replayed_to_another_replica_is_no_begin_from_which_others_are_missed(
+    shop: Shop,
+) -> None:
+    shop.publish("mend-1")
+    with shop.consumer():
+        wait_until(shop.letters, 30.0)
+        shop.publish("ok-2")
+        wait_until(lambda: shop.lines("handled") == ["ok-2"], 30.0)
+    shop.handled_file.with_name("handled.mended").touch()
+    shop.command("dead-letters", "replay", "pager")
+    with shop.consumer() as consumer:
+        wait_until(lambda: "mend-1" in shop.lines("handled"), 30.0)
+        shop.publish("ok-3")
+        wait_until(lambda: "ok-3" in shop.lines("handled"), 30.0)
+        assert "has not got" not in consumer.logs()
+
+
 def test_an_event_that_never_arrives_is_missed(shop: Shop) -> None:
     with shop.consumer() as consumer:
         shop.publish("ok-1")
