@@ -199,6 +199,15 @@ def test_what_is_sent_to_a_group_is_for_it_alone_and_comes_first(
     assert raw.xlen("celery-broadcast:group:pager") == 0
 
 
+def test_what_was_sent_to_the_group_alone_says_so(connect: Connect) -> None:
+    streams = connect()
+    streams.declare(PAGER)
+    streams.publish([parcel(1)])
+    streams.send_to(PAGER, [parcel(2)])
+
+    assert [take(streams, PAGER).is_sent_alone for _ in range(2)] == [True, False]
+
+
 def test_what_is_sent_to_a_group_before_it_is_declared_waits_for_it(connect: Connect) -> None:
     streams = connect()
 
