@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from memory_transport import MemoryBroker, MemoryTransport
 from nodes.deadline import wait_until
-from parcels import changed, parcel_of, with_body
+from parcels import as_json, changed, parcel_of, with_body
 from recorder import HeldRecorder, Recorder, make_event, numbered, subscribe
 
 from celery_broadcast import Batch, JobFinished, Restart
@@ -351,6 +351,18 @@ def test_an_event_that_kills_its_process_is_put_aside_and_its_neighbours_are_han
     assert (letter.reason, letter.deliveries) == ("killed", 5)
     assert b'"taskid":"1"' in letter.parcel.body
     assert {"0", "2"} <= set(recorder.task_ids)
+
+
+def test_of_two_events_with_one_id_none_is_lost(broker: MemoryBroker, start: Start) -> None:
+    def raise_on_all(_: JobEvent) -> None:
+        raise ValueError
+
+    broker.add("pager", changed(parcel_of(numbered(2)), id="not:unique"))
+
+    start(raise_on_all)
+    done(broker)
+
+    assert [as_json(letter.parcel)[0]["taskid"] for letter in letters_of(broker)] == ["0", "1"]
 
 
 def test_a_suspect_is_handled_while_nothing_else_is_in_hand(

@@ -345,7 +345,9 @@ class Incoming:
             arrived = list(map(in_text, arrived))
         if not (received.deliveries or received.is_sent_alone):
             self._note_numbers(received.parcel, arrived)
-        if len(arrived) + len(contents.refused) > 1 and received.deliveries:
+        # Of two with one id, only the first could be sent again.
+        has_twins = len({each.event_id for each in arrived}) < len(arrived)
+        if len(arrived) + len(contents.refused) > 1 and (received.deliveries or has_twins):
             self._split(received)
             return None
         if contents.refused:
