@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -78,10 +79,17 @@ def short_of_memory(server: RabbitProcess) -> Iterator[None]:
         server.control("set_vm_memory_high_watermark", "0.4")
 
 
+def all_threads_stand(pid: int) -> bool:
+    """Tell whether a signal has stopped all of a process, as far as the system tells that."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+
+
 @contextmanager
 def hanging(server: RabbitProcess) -> Iterator[None]:
     server.kill("SIGSTOP")
     try:
+        wait_until(lambda: all_threads_stand(server.pid))
         yield
     finally:
         server.kill("SIGCONT")
