@@ -49,12 +49,23 @@ class MemoryBroker:
         self.numbers = itertools.count(1)
 
     def add(
-        self, group: str, parcel: Parcel, refusal: str = "", *, is_sent_alone: bool = False
+        self,
+        group: str,
+        parcel: Parcel,
+        refusal: str = "",
+        *,
+        deliveries: int = 0,
+        is_sent_alone: bool = False,
     ) -> None:
         """Have a parcel wait in a group."""
         with self.changed:
-            number = next(self.numbers)
-            entry = _Entry(parcel, number, refusal=refusal, is_sent_alone=is_sent_alone)
+            entry = _Entry(
+                parcel,
+                next(self.numbers),
+                deliveries=deliveries,
+                refusal=refusal,
+                is_sent_alone=is_sent_alone,
+            )
             self.waiting.setdefault(group, deque()).append(entry)
             self.changed.notify_all()
 

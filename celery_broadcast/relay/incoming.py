@@ -54,7 +54,7 @@ _MOST_OF_NAME = 255
 
 # How often it is looked whether this is the only replica, as only that one can
 # tell what is missing.
-_SECONDS_BETWEEN_COUNTS = 5.0
+_SECONDS_BETWEEN_COUNTS = 1.0
 
 
 class Incoming:
@@ -111,7 +111,7 @@ class Incoming:
         self._look_at = 0.0
         self._has_looked = False
         self._failures = 0
-        self._gaps = Gaps()
+        self._gaps = Gaps(self._limits.lease)
         self._count_at = 0.0
         self._replicas = 1
         self._gap_lines = Throttle(first_after=0.0, then_every=_SECONDS_BETWEEN_LINES)
@@ -229,6 +229,7 @@ class Incoming:
         self._renew()
         if not self._is_alone():
             self._gaps.forget()  # what doesn't come here may go to another replica
+        self._say_missing()
         for parcel in [parcel for parcel in self._in_hand if not parcel.pending]:
             self._finish_or_refuse(parcel)
         if len(self._in_hand) == 1:
@@ -343,7 +344,9 @@ class Incoming:
         arrived = contents.arrived
         if self._subscription.payload == "text":
             arrived = list(map(in_text, arrived))
-        if not (received.deliveries or received.is_sent_alone):
+        if received.deliveries:
+            self._gaps.forget()  # another replica had it, so who knows what else
+        elif not received.is_sent_alone:
             self._note_numbers(received.parcel, arrived)
         # Of two with one id, only the first could be sent again.
         has_twins = len({each.event_id for each in arrived}) < len(arrived)
@@ -543,14 +546,8 @@ class Incoming:
                 by_producer.setdefault(each.producer, []).append(each.task_sequence)
         for producer, numbers in by_producer.items():
             lane = producer, parcel.event_type, parcel.task_name
-            missing = self._gaps.note(lane, numbers)
-            if not missing:
-                continue
-            self._count_at = 0.0  # count again: another may just have come
-            if self._is_alone():
-                self._say_missing(missing, lane)
-            else:
-                self._gaps.forget()
+            if self._gaps.note(lane, numbers, time.monotonic()):
+                self._count_at = 0.0  # count again: another may just have come
 
     def _is_alone(self) -> bool:
         """Tell whether this is the only replica; the broker is asked now and then."""
@@ -560,9 +557,13 @@ class Incoming:
             self._replicas = self._transport.replicas(self._group)
         return self._replicas <= 1
 
-    def _say_missing(self, missing: int, lane: tuple[str, str, str]) -> None:
-        self.counts["missing"] += missing
+    def _say_missing(self) -> None:
         now = time.monotonic()
+        found = self._gaps.surely_missing(now)
+        if found is None:
+            return
+        missing, lane = found
+        self.counts["missing"] += missing
         self._gap_lines.add(missing, now)
         if self._gap_lines.due_in(now) != 0.0:
             return
