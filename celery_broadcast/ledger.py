@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Mapping
+from functools import reduce
 
 from celery_broadcast import fork
 from celery_broadcast.counts import (
     PROCESS_DIED,
     ConsumerStats,
     Counts,
+    LastError,
     drop_pending,
     pending_of,
     stats_of,
@@ -37,6 +40,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._own: dict[str, Counts] = {}
         self._departed: dict[str, list[int]] = {}
+        self._departed_errors: dict[str, LastError | None] = {}
 
     def share(self, slots: Slots) -> None:
         """Count where these slots are read, and read those of others."""
@@ -66,11 +70,14 @@ class Ledger:
         lost = {}
         with self._lock:
             for key, row in slot.rows():
-                numbers = Counts(row).snapshot()
+                counts = Counts(row)
+                numbers = counts.snapshot()
                 if pending := pending_of(numbers):
                     lost[key] = pending
                 departed = [drop_pending(numbers, PROCESS_DIED), *self._departed_of(key)]
                 self._departed[key] = total_of(departed)
+                errors = [self._departed_errors.get(key), counts.last_error()]
+                self._departed_errors[key] = max(filter(None, errors), default=None)
             slot.free()
         return lost
 
@@ -81,16 +88,19 @@ class Ledger:
             own: the numbers of this process, by the consumer's name.
         """
         with self._lock:
-            pool = {key: [numbers] for key, numbers in self._departed.items()}
+            pool = {
+                key: [stats_of(numbers, last_error=self._departed_errors.get(key))]
+                for key, numbers in self._departed.items()
+            }
             for slot in self._living_below():
                 for key, row in slot.rows():
-                    pool.setdefault(key, []).append(Counts(row).snapshot())
+                    pool.setdefault(key, []).append(Counts(row).stats())
         names = {row_key(name): name for name in own}
         stats = dict(own)
         for key, several in pool.items():
             name = names.get(key, key)
-            there = stats_of(total_of(several))
-            stats[name] = stats[name] + there if name in stats else there
+            here = [stats[name]] if name in stats else []
+            stats[name] = reduce(operator.add, [*here, *several])
         return stats
 
     def _departed_of(self, key: str) -> list[list[int]]:

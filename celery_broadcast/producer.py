@@ -18,7 +18,7 @@ import msgspec
 
 from celery_broadcast import fork, notices
 from celery_broadcast.consumers import Consumers, MakeRelay, finish
-from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts, stats_of
+from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Counts
 from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Delivery, Item, Route, delivery_of
 from celery_broadcast.errors import BroadcastError
@@ -283,8 +283,7 @@ class Producer:
         stats = {subscription.name: nothing for subscription in self.consumers.wanted()}
         for name, counts in self.ledger.own().items():
             with counts.lock:
-                numbers = counts.snapshot()
-            stats[name] = stats_of(numbers)
+                stats[name] = counts.stats()
         return stats
 
     def _start(self) -> None:

@@ -42,7 +42,10 @@ NOTES = 16
 ROWS = 128
 
 #: How many numbers a row has.
-NUMBERS = 15
+NUMBERS = 112
+
+#: How many bytes a process has for the jobs' own numbers.
+JOB_MEMORY = 65_536
 
 # The facts of an attempt that can leave the process.
 _NOTED = (
@@ -55,18 +58,19 @@ _noted_of = itemgetter(*_NOTED)
 _encoder = msgspec.msgpack.Encoder()
 
 # A slot, in bytes: its head; the state and the length of each note; whether its
-# start was told; the notes; a row for each consumer. A number that another
+# start was told; the notes; a row for each consumer; the jobs' own numbers. A number that another
 # process reads is aligned, so that it is written in one store and nobody reads
 # half of it.
-_SLOT = 49_152
 _STATES, _STARTS, _NOTES_FROM, _ROWS_FROM = 64, 192, 256, 16_384
-_NOTE, _ROW = 1_008, 256
-_ROW_NAME = 128  # where in its row the name of the consumer stands, up to the row's end
+_NOTE, _ROW = 1_008, 1_024
+_ROW_NAME = 8 * NUMBERS  # where in its row the name of the consumer stands, up to the row's end
+_JOBS_FROM = _ROWS_FROM + ROWS * _ROW
+_SLOT = _JOBS_FROM + JOB_MEMORY  # whole pages
 
 # The head, as 32 bit numbers and, after those two, as 64 bit numbers.
 _PID, _GENERATION = 0, 1
-_CHANGED_AT, _PUBLISHED, _DISPATCHED, _ROWS_USED, _LAYOUT = range(1, 6)
-_THIS_LAYOUT = 0x63656C_62_0001  # slots of another release are not ours to read
+_CHANGED_AT, _PUBLISHED, _DISPATCHED, _ROWS_USED, _LAYOUT, _JOBS_USED, _OFF_SINCE = range(1, 8)
+_THIS_LAYOUT = 0x63656C_62_0002  # slots of another release are not ours to read
 
 _LAST_GENERATION = (1 << 31) - 1
 
@@ -133,6 +137,8 @@ class Slot:
     def reserve(self) -> None:
         """Keep it for a process that is about to be born, and clean it."""
         self._longs[_PUBLISHED] = self._longs[_DISPATCHED] = self._longs[_ROWS_USED] = 0
+        self._memory[_JOBS_FROM : _JOBS_FROM + self.job_memory_used] = bytes(self.job_memory_used)
+        self.job_memory_used = 0
         for note in range(NOTES):
             self.set_state(note, CLOSED)  # what they say is kept, for `has_ended`
         self._ints[_GENERATION] = self._ints[_GENERATION] % _LAST_GENERATION + 1
@@ -277,7 +283,32 @@ class Slot:
             name = bytes(row[_ROW_NAME:]).rstrip(b"\0").decode(errors="replace")
             yield name, row.cast("Q")[:NUMBERS]
 
+    # The jobs' own numbers.
+
+    @property
+    def job_memory(self) -> memoryview:
+        """Its bytes for the jobs' own numbers: zero at first, up to what was said to be used."""
+        return self._memory[_JOBS_FROM : _JOBS_FROM + JOB_MEMORY]
+
+    @property
+    def job_memory_used(self) -> int:
+        """How many of these bytes may be other than zero; whoever writes there says so before."""
+        return min(JOB_MEMORY, self._longs[_JOBS_USED])
+
+    @job_memory_used.setter
+    def job_memory_used(self, size: int) -> None:
+        self._longs[_JOBS_USED] = size
+
     # Of the first slot, which the main process has.
+
+    @property
+    def off_since(self) -> int:
+        """Since when the broadcast is switched off, as unix time in milliseconds; 0 is on."""
+        return self._longs[_OFF_SINCE]
+
+    @off_since.setter
+    def off_since(self, milliseconds: int) -> None:
+        self._longs[_OFF_SINCE] = milliseconds
 
     def sign(self) -> None:
         """Say whose slots these are, and what they look like."""
@@ -336,6 +367,18 @@ class Slots:
                         slots.mine.occupy()
                     return slots
         return None
+
+    @property
+    def off_since(self) -> int:
+        """Since when all these processes are switched off, as unix time in milliseconds.
+
+        0 is on. The main process writes it, the others read it at each job.
+        """
+        return self._slot(0).off_since
+
+    @off_since.setter
+    def off_since(self, milliseconds: int) -> None:
+        self._slot(0).off_since = milliseconds
 
     def before_fork(self) -> None:
         """Reserve a slot for the child; called in the parent, on the forking thread."""

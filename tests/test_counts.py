@@ -146,7 +146,7 @@ class BusyNumbers:
 def test_never_more_events_are_read_as_done_with_than_as_offered() -> None:
     counts = Counts(BusyNumbers())  # type: ignore[arg-type]
 
-    stats = counts.stats()
+    stats = stats_of(counts.snapshot())
 
     assert (stats.offered, stats.handled, stats.pending) == (6, 5, 1)
 
