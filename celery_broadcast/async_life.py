@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Hashable
 from functools import partial
+from time import monotonic_ns
 from typing import Any
 
 from celery_broadcast import django_connections, notices, stacks
@@ -106,6 +107,7 @@ class AsyncLife:
                 await _awaited(consumer.setup())
         except BaseException as error:
             if not self._is_over:
+                self._station.mailbox.counts.note_error(error)
                 say_no_setup(self._station.name, error)
             raise
         self._consumer = consumer
@@ -119,6 +121,7 @@ class AsyncLife:
             async with self._call(what="its teardown"), django_connections.around_async_call():
                 await _awaited(consumer.teardown())
         except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
+            self._station.mailbox.counts.note_error(error)
             say_no_teardown(self._station.name, error)
 
     async def _handle_all(self) -> None:
@@ -243,7 +246,11 @@ class AsyncLife:
             # And the consumer has made something else of its cancellation.
             raise asyncio.CancelledError
         async with self._call(argument), django_connections.around_async_call():
-            await _awaited(self._consumer.handle(argument))
+            began = monotonic_ns()
+            try:
+                await _awaited(self._consumer.handle(argument))
+            finally:
+                self._station.mailbox.counts.add_calls(monotonic_ns() - began)
 
     async def _pause(self, seconds: float) -> None:
         await _wait(self._stop_requested, seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,12 +43,18 @@ class Calls:
     Args:
         consumer: the consumer's name.
         stuck_after: after how many seconds a call is said to be stuck.
+        add_stuck: told how many calls more are stuck, or, below zero, fewer.
     """
 
-    def __init__(self, consumer: str, stuck_after: float) -> None:
+    def __init__(
+        self, consumer: str, stuck_after: float, add_stuck: Callable[[int], None] | None = None
+    ) -> None:
         self._consumer = consumer
         self._stuck_after = stuck_after
+        self._add_stuck = add_stuck
         self._going_on: dict[int, Call] = {}
+        # Held to say of a call that it is stuck, or over: it can't be both.
+        self._turning = threading.RLock()
 
     def begin(self, call: Call) -> None:
         """Note that a call begins."""
@@ -55,7 +62,10 @@ class Calls:
 
     def end(self, call: Call) -> None:
         """Note that it is over, however it ended."""
-        self._going_on.pop(id(call), None)
+        with self._turning:
+            is_known = self._going_on.pop(id(call), None) is not None
+            if is_known and call.is_said and self._add_stuck is not None:
+                self._add_stuck(-1)
 
     def look(self, now: float, *, is_busy: bool) -> float | None:
         """Say which calls are stuck, each once.
@@ -76,9 +86,15 @@ class Calls:
             if seconds < self._stuck_after:
                 waits.append(self._stuck_after - seconds)
             else:
-                call.is_said = True
+                self._note_stuck(call)
                 self._say_stuck(call, seconds)
         return min(waits, default=None)
+
+    def _note_stuck(self, call: Call) -> None:
+        with self._turning:
+            call.is_said = True
+            if id(call) in self._going_on and self._add_stuck is not None:
+                self._add_stuck(1)
 
     def _say_stuck(self, call: Call, seconds: float) -> None:
         stack = call.stack()

@@ -75,10 +75,13 @@ class ConsumerThread:
 
     def _run(self) -> None:
         hands.set(frozenset({self._station.name}))
+        counts = self._station.mailbox.counts
+        counts.add_threads(1)
         try:
             self._live_on()
             notices.send(notices.consumer_stopped, self._station.name)
         finally:  # whatever a handler of the log raises
+            counts.add_threads(-1)
             self._ended.set()
 
     def _live_on(self) -> None:
@@ -88,6 +91,7 @@ class ConsumerThread:
             if pause is None:
                 self._give_up(crash)
                 break
+            station.mailbox.counts.add_restart()
             with contextlib.suppress(Exception):  # a handler of the log may raise
                 self._say_restart(crash, pause)
             del crash  # and with it all that its traceback keeps alive

@@ -60,6 +60,8 @@ class Crew:
         with self._starting:
             if self._station.is_cancelled.is_set():
                 return
+            self.mailbox.counts.set_gave_up(has_given_up=False)  # as one of its name may have
+            self._note_pause()
             try:
                 for thread in self._threads:
                     thread.start()
@@ -105,7 +107,11 @@ class Crew:
 
     def wake(self) -> None:
         """Look at the subscription's switch again."""
+        self._note_pause()
         self.mailbox.wake()
+
+    def _note_pause(self) -> None:
+        self.mailbox.counts.set_paused(is_paused=self.subscription.switch.is_paused)
 
     def finish(self, deadline: float) -> bool:
         """Wait for the end of the threads, after `stop` or `cancel`; return whether it has come.

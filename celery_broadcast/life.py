@@ -6,16 +6,22 @@ import logging
 import time
 from collections.abc import Hashable
 from functools import partial
+from itertools import repeat
+from time import monotonic_ns
 from typing import Any
 
 from celery_broadcast import django_connections, notices
 from celery_broadcast.consumer import Consumer, PatientConsumer
 from celery_broadcast.counts import CANCELLED, IN_RUNS
 from celery_broadcast.dispatcher import Delivery, Item, delivery_of
+from celery_broadcast.durations import FIRST_BOUND_NANOSECONDS
 from celery_broadcast.intake import NO_KEY, Work
 from celery_broadcast.station import NotBegunError, Station, hands, refuse_coroutine
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+# At most so many calls are timed as one.
+_LARGEST_CHUNK = 64
 
 _REMEDY = "Write it as `async def`, and await the coroutine there"
 
@@ -46,6 +52,7 @@ class Life:
         try:
             self.set_up()
         except BaseException as error:  # noqa: BLE001  # theirs must not end the thread
+            self._station.mailbox.counts.note_error(error)
             say_no_setup(self._station.name, error)
             return error
         try:
@@ -104,6 +111,7 @@ class Life:
             with self._station.call(what="its teardown"):
                 refuse_coroutine(consumer.teardown(), "teardown", _REMEDY)
         except BaseException as error:  # noqa: BLE001  # the thread ends orderly all the same
+            self._station.mailbox.counts.note_error(error)
             say_no_teardown(self._station.name, error)
 
     def _next(self, wait_seconds: float | None) -> Work | None:
@@ -150,7 +158,11 @@ class Life:
             return
         try:
             if self._is_plain:
-                result = self._consumer.handle(deliveries[0].event)  # type: ignore[union-attr]
+                began = monotonic_ns()
+                try:
+                    result = self._consumer.handle(deliveries[0].event)  # type: ignore[union-attr]
+                finally:
+                    station.mailbox.counts.add_calls(monotonic_ns() - began)
                 if result is not None:
                     refuse_coroutine(result, "The consumer", _REMEDY)
             else:
@@ -171,7 +183,7 @@ class Life:
         self._station.settle_failed(work, error, is_crash=is_crash)
         return is_crash
 
-    def _run_when_ready(self) -> bool:  # noqa: C901, PLR0912  # in one piece, for its speed
+    def _run_when_ready(self) -> bool:  # noqa: C901, PLR0912, PLR0915  # in one piece, for its speed
         """Handle what comes as `step` does, one event after the other, but faster.
 
         Returns:
@@ -192,6 +204,10 @@ class Life:
         except BaseException:  # noqa: BLE001  # theirs; it is counted in the step
             return False
         item: Item | None = None
+        # Calls are timed by the chunk: the clock costs as much as a quick call. One that took
+        # long is alone in its chunk, unless quick ones came right before it.
+        chunk, began, timed, not_counted = 1, 0, 0, 0
+        add_calls = mailbox.counts.add_calls
         try:
             run = mailbox.begin_run()
             if run is None:
@@ -199,25 +215,46 @@ class Life:
             take, numbers, handled = run
             in_runs = IN_RUNS
             is_more_to_do = False
-            while True:
-                # Not as the loop's own condition: in a jump back to its begin another thread
-                # may run, and between this and the next line none does.
-                if mailbox.is_interrupted:
-                    break
-                try:
-                    item = take()
-                except IndexError:
-                    break
-                if is_more_to_do := type(item) is Delivery:  # more than to be called with it
-                    break
-                result = handle(item)
-                if result is not None:
-                    refuse_coroutine(result, "The consumer", _REMEDY)
-                if mailbox.is_interrupted:  # it may be counted as dropped: see to that with care
-                    break
-                handled += 1
-                numbers[in_runs] = handled
+            timed, began = handled, monotonic_ns()
+            is_going_on = True
+            while is_going_on:
+                is_going_on = False  # unless all of the chunk is handled
+                for _ in repeat(None, chunk):
+                    # Not as the loop's own condition: in a jump back to its begin another thread
+                    # may run, and between this and the next line none does.
+                    if mailbox.is_interrupted:
+                        break
+                    try:
+                        item = take()
+                    except IndexError:
+                        break
+                    if is_more_to_do := type(item) is Delivery:  # more than to be called with it
+                        break
+                    not_counted = 1
+                    result = handle(item)
+                    if result is not None:
+                        refuse_coroutine(result, "The consumer", _REMEDY)
+                    if mailbox.is_interrupted:  # it may be counted as dropped: see to it with care
+                        break
+                    handled += 1
+                    numbers[in_runs] = handled
+                    not_counted = 0
+                else:
+                    is_going_on = True
+                    now = monotonic_ns()
+                    add_calls(now - began, chunk - 1)
+                    if now - began > FIRST_BOUND_NANOSECONDS:
+                        chunk = 1
+                    elif chunk < _LARGEST_CHUNK and 2 * (now - began) < FIRST_BOUND_NANOSECONDS:
+                        chunk *= 2
+                    timed, began = handled, now
+            calls = handled - timed + not_counted
+            if calls:
+                add_calls(monotonic_ns() - began, calls - 1)
         except BaseException as error:
+            calls = handled - timed + not_counted
+            if calls:
+                add_calls(monotonic_ns() - began, calls - 1)
             if self._has_crashed_in_run(item, error):
                 raise
             return True
@@ -254,7 +291,12 @@ class Life:
         if self._station.is_over.is_set():
             raise NotBegunError  # and all is counted as dropped
         with self._station.call(argument):
-            refuse_coroutine(self._consumer.handle(argument), "The consumer", _REMEDY)
+            began = monotonic_ns()
+            try:
+                result = self._consumer.handle(argument)
+            finally:
+                self._station.mailbox.counts.add_calls(monotonic_ns() - began)
+            refuse_coroutine(result, "The consumer", _REMEDY)
 
     def _keep_to_rate(self) -> None:
         rate_limit = self._station.rate_limit

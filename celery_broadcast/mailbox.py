@@ -75,6 +75,11 @@ class Mailbox(Generic[T]):
         self._waiters = 0
 
     @property
+    def counts(self) -> Counts:
+        """Where its consumer is counted."""
+        return self._counts
+
+    @property
     def is_closed(self) -> bool:
         """Whether it accepts no more."""
         return self._closed_because is not None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_broadcast import django_connections, stacks
 from celery_broadcast.calls import Call, Calls
+from celery_broadcast.counts import GAVE_UP
 from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.failures import Failures
@@ -74,7 +75,9 @@ class Station:
         rate = subscription.rate_limit
         self.rate_limit: RateLimit | None = None if rate is None else RateLimit(rate)
         limit = subscription.stuck_after
-        self.calls: Calls | None = None if limit is None else Calls(self.name, limit)
+        self.calls: Calls | None = (
+            None if limit is None else Calls(self.name, limit, mailbox.counts.add_stuck)
+        )
 
     def dropped(self) -> int:
         """Return how many of the consumer's events were ever dropped."""
@@ -147,6 +150,8 @@ class Station:
             if self.has_given_up:
                 return None
             self.has_given_up = True
+        if reason == GAVE_UP:  # and not since it ended itself
+            self.mailbox.counts.set_gave_up(has_given_up=True)
         return self.abandon(reason)
 
     def _turn(self, event: threading.Event) -> None:
@@ -205,6 +210,7 @@ class Station:
     def fail(self, delivery: Delivery, error: BaseException) -> None:
         """Settle and say that a part of the subscription raised on an event."""
         self.mailbox.settle(failed=1)
+        self.mailbox.counts.note_error(error)
         self.tell((delivery,), "failed", error)
         self.failures.say_lost(
             delivery.event,
@@ -244,6 +250,7 @@ class Station:
             self.settle_handled(work)
             return
         self.mailbox.settle(failed=len(work.deliveries))
+        self.mailbox.counts.note_error(error)
         self.tell(work.deliveries, outcome, error)
         self.failures.say_lost(
             self.argument(work.deliveries),

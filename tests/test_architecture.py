@@ -58,11 +58,13 @@ MAY_IMPORT = {
     "calls": {"failures", "notices"},
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
-        *("calls", "dispatcher", "django_connections", "errors", "failures", "inbox", "intake"),
+        *("calls", "counts", "dispatcher", "django_connections", "errors", "failures", "inbox"),
+        "intake",
         *("mailbox", "rate_limit", "restarts", "stacks", "subscription"),
     },
     "life": {
-        *("counts", "consumer", "dispatcher", "django_connections", "intake", "notices", "station"),
+        *("counts", "consumer", "dispatcher", "django_connections", "durations", "intake"),
+        *("notices", "station"),
     },
     "async_life": {
         *(
