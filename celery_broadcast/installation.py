@@ -111,6 +111,14 @@ def stats() -> dict[str, ConsumerStats]:
     return stats if _consuming is None else {**stats, **_consuming.stats()}
 
 
+def sample() -> None:
+    """Look how many events wait, so that `stats` can tell of lag; to be called once a second."""
+    bridge = _in_force()
+    for producer in (None if bridge is None else bridge.producer, _consuming):
+        if producer is not None:
+            producer.sample()
+
+
 @contextlib.contextmanager
 def counting(producer: Producer) -> Iterator[None]:
     """Have `stats` tell, in the block, also of the remote consumers that this process runs."""

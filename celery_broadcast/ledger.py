@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Hashable, Mapping
 from functools import reduce
+
+import msgspec
 
 from celery_broadcast import fork
 from celery_broadcast.counts import (
+    OFFERED,
     PROCESS_DIED,
     ConsumerStats,
     Counts,
@@ -18,6 +22,7 @@ from celery_broadcast.counts import (
     stats_of,
     total_of,
 )
+from celery_broadcast.lags import Lags
 from celery_broadcast.slots import Slot, Slots, row_key
 
 
@@ -39,6 +44,7 @@ class Ledger:
         # Reentrant: a signal handler that buries a process may interrupt `stats`.
         self._lock = threading.RLock()
         self._own: dict[str, Counts] = {}
+        self._lags = Lags()
         self._departed: dict[str, list[int]] = {}
         self._departed_errors: dict[str, LastError | None] = {}
 
@@ -59,6 +65,35 @@ class Ledger:
         """Return where this process counts, by the consumer's name."""
         with self._lock:
             return dict(self._own)
+
+    def sample(self, now: float) -> None:
+        """Look how many events wait, here and in pool processes, so that stats can tell of lag.
+
+        To be called about once a second: a lag is known as exactly as that.
+
+        Args:
+            now: the time, in seconds of the monotonic clock.
+        """
+        with self._lock:
+            all_of_them = {(None, name): counts for name, counts in self._own.items()}
+            for slot in self._living_below():
+                for key, row in slot.rows():
+                    all_of_them[slot.index, slot.generation, key] = Counts(row)
+            for where, counts in all_of_them.items():
+                numbers = counts.snapshot()
+                settled = numbers[OFFERED] - pending_of(numbers)
+                self._lags.mark(where, numbers[OFFERED], settled, now)
+            self._lags.keep(set(all_of_them))
+
+    def own_stats(self, name: str) -> ConsumerStats:
+        """Return what this process has counted of a consumer."""
+        with self._lock:
+            return self._with_lag((None, name), self.counts(name).stats())
+
+    def _with_lag(self, where: Hashable, stats: ConsumerStats) -> ConsumerStats:
+        settled = stats.offered - stats.pending
+        lag = self._lags.lag(where, settled, time.monotonic()) if stats.pending else 0.0
+        return msgspec.structs.replace(stats, lag=lag) if lag else stats
 
     def bury(self, slot: Slot) -> dict[str, int]:
         """Keep what a process that is gone has counted; its slot is free then.
@@ -94,7 +129,9 @@ class Ledger:
             }
             for slot in self._living_below():
                 for key, row in slot.rows():
-                    pool.setdefault(key, []).append(Counts(row).stats())
+                    where = (slot.index, slot.generation, key)
+                    stats_there = self._with_lag(where, Counts(row).stats())
+                    pool.setdefault(key, []).append(stats_there)
         names = {row_key(name): name for name in own}
         stats = dict(own)
         for key, several in pool.items():

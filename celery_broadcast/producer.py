@@ -278,12 +278,16 @@ class Producer:
         """Return the numbers of every consumer, by its name: here, and in processes below."""
         return self.ledger.add_pool(self._own_stats())
 
+    def sample(self) -> None:
+        """Look how many events wait; once a second, so that `stats` can tell of lag."""
+        self.ledger.sample(time.monotonic())
+
     def _own_stats(self) -> dict[str, ConsumerStats]:
         nothing = Counts().stats()
         stats = {subscription.name: nothing for subscription in self.consumers.wanted()}
         for name, counts in self.ledger.own().items():
             with counts.lock:
-                stats[name] = counts.stats()
+                stats[name] = self.ledger.own_stats(name)
         return stats
 
     def _start(self) -> None:

@@ -100,7 +100,8 @@ MAY_IMPORT = {
     },
     # What has started and not ended, whatever dies.
     "slots": {"fork"},
-    "ledger": {"counts", "fork", "slots"},
+    "lags": set(),
+    "ledger": {"counts", "fork", "lags", "slots"},
     "attempts": {"dispatcher", "events", "fork", "slots"},
     "survivor": {"attempts", "events", "fork", "ledger", "slots"},
     # Celery.

@@ -32,6 +32,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 # A signal handler may not take a lock that what it interrupts holds, so it only
 # counts, and the main thread looks how often.
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_BETWEEN_SAMPLES = 1.0  # of how many events wait
 
 # How long the broker may take to get back what wasn't handled, besides the
 # timeout of one exchange with it.
@@ -225,9 +226,14 @@ def run(consuming: Consuming, ready_file: Path | None = None) -> int:
 
 
 def _wait_for_end(consuming: Consuming, ready: _ReadyFile, signals: Signals) -> None:
+    sample_due_at = 0.0
     while not (signals.count or consuming.failed or consuming.has_ended):
         if consuming.is_ready:
             ready.write()
+        now = time.monotonic()
+        if now >= sample_due_at:
+            sample_due_at = now + _SECONDS_BETWEEN_SAMPLES
+            consuming.producer.sample()
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -122,3 +123,52 @@ def test_the_end_of_an_attempt_whose_process_was_killed_tells_of_its_start(
     assert (end.started_at, end.worker) == (started.started_at, started.worker)
     assert end.runtime is not None
     assert end.runtime > 0
+
+
+def test_the_numbers_are_those_that_consumers_wrote_while_children_were_killed_and_recycled(
+    start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "written"
+    monkeypatch.setenv("WRITTEN_FILE", str(file))
+    worker = start_worker(
+        concurrency=4, imports=[*IMPORTS, "job_app_written"], worker_max_tasks_per_child=10
+    )
+    wait_until(worker.is_listening, 30)
+    before = numbers(worker, "written")
+    for told in (0, 112, 224):
+        for number in range(50):
+            worker.send("ok", number)
+        for _ in range(5):
+            worker.send("fails", "no money")
+        job = worker.send("sleeps", 60)
+        started = worker.listener.wait_for(1, EventReport, consumer="trail", task_id=job.id)
+        # Killed while nothing is in a consumer's hands: what was written is counted then.
+        wait_until(lambda told=told: is_settled(worker, told + 111), 60)  # type: ignore[misc]
+        os.kill(started[0].pid, signal.SIGKILL)
+        found = numbers(worker, "written")
+        assert_not_gone_back(before, found)
+        before = found
+
+    wait_until(lambda: is_settled(worker, 336), 60)
+    found = numbers(worker, "written")
+    lines = file.read_text().splitlines()
+    assert found["handled"] + found["failed"] == len(lines) == 336
+    assert found["failed"] == 15
+    assert found["dropped"] == {}
+    assert sum(found["durations"]["buckets"]) == len(lines)
+    assert found["last_error"].startswith("ValueError: ")
+    assert set(found["processes"]) == {"running"}
+    assert_not_gone_back(before, found)
+    assert len({line.split()[0] for line in lines}) > 4 + 3
+
+
+def is_settled(worker: RunningWorker, offered: int) -> bool:
+    """Tell whether so many events were offered, and none is pending."""
+    found = numbers(worker, "written")
+    return (found["offered"], found["pending"]) == (offered, 0)
+
+
+def assert_not_gone_back(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name in ("offered", "handled", "failed", "restarts"):
+        assert after[name] >= before[name]
+    assert after["durations"]["seconds"] >= before["durations"]["seconds"]
