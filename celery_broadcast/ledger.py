@@ -75,7 +75,9 @@ class Ledger:
             now: the time, in seconds of the monotonic clock.
         """
         with self._lock:
-            all_of_them = {(None, name): counts for name, counts in self._own.items()}
+            all_of_them: dict[Hashable, Counts] = {
+                (None, name): counts for name, counts in self._own.items()
+            }
             for slot in self._living_below():
                 for key, row in slot.rows():
                     all_of_them[slot.index, slot.generation, key] = Counts(row)

@@ -206,7 +206,7 @@ class Life:
         item: Item | None = None
         # Calls are timed by the chunk: the clock costs as much as a quick call. One that took
         # long is alone in its chunk, unless quick ones came right before it.
-        chunk, began, timed, not_counted = 1, 0, 0, 0
+        chunk, began, timed, handled, in_doubt = 1, 0, 0, 0, 0
         add_calls = mailbox.counts.add_calls
         try:
             run = mailbox.begin_run()
@@ -230,15 +230,14 @@ class Life:
                         break
                     if is_more_to_do := type(item) is Delivery:  # more than to be called with it
                         break
-                    not_counted = 1
                     result = handle(item)
                     if result is not None:
                         refuse_coroutine(result, "The consumer", _REMEDY)
                     if mailbox.is_interrupted:  # it may be counted as dropped: see to it with care
+                        in_doubt = 1
                         break
                     handled += 1
                     numbers[in_runs] = handled
-                    not_counted = 0
                 else:
                     is_going_on = True
                     now = monotonic_ns()
@@ -248,13 +247,11 @@ class Life:
                     elif chunk < _LARGEST_CHUNK and 2 * (now - began) < FIRST_BOUND_NANOSECONDS:
                         chunk *= 2
                     timed, began = handled, now
-            calls = handled - timed + not_counted
-            if calls:
+            if calls := handled - timed + in_doubt:
                 add_calls(monotonic_ns() - began, calls - 1)
         except BaseException as error:
-            calls = handled - timed + not_counted
-            if calls:
-                add_calls(monotonic_ns() - began, calls - 1)
+            if item is not None:  # and the call with it has raised
+                add_calls(monotonic_ns() - began, handled - timed)
             if self._has_crashed_in_run(item, error):
                 raise
             return True
