@@ -136,6 +136,7 @@ class Bridge:
             report=producer.report_died,
         )
         self._slots: Slots | None = None
+        self._off_since = 0  # where no memory is shared
         self._drain_until = math.inf
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.task_prerun, self.on_task_prerun),
@@ -179,7 +180,22 @@ class Bridge:
         return f"celery_broadcast.{signal.name}.{id(self)}"
 
     def _is_muted(self) -> bool:
-        return self.is_quiet or is_muted()
+        return self.is_quiet or is_muted() or self.off_since != 0
+
+    @property
+    def off_since(self) -> int:
+        """Since when it is switched off, as unix time in milliseconds; 0 is on.
+
+        Nothing is told of what starts meanwhile. It holds for all processes of the worker.
+        """
+        return self._off_since if self._slots is None else self._slots.off_since
+
+    @off_since.setter
+    def off_since(self, milliseconds: int) -> None:
+        if self._slots is None:
+            self._off_since = milliseconds
+        else:
+            self._slots.off_since = milliseconds
 
     def _share(self, slots: Slots | None) -> None:
         """Let the processes of the pool and the main process know of each other."""

@@ -7,6 +7,7 @@ broadcast is imported here before a command runs.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,22 @@ _FAILED = 1  # the broker or a consumer failed, or something isn't there
 _MISUSED = 2  # the command line or the configuration is wrong, as in all of click's
 
 
-@click.group(name="broadcast")
+# Those with a module of their own, which is loaded when one of them is asked for.
+_ELSEWHERE = dict.fromkeys(("stats", "on", "off"), "celery_broadcast.command_workers")
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(importlib.import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return found
+
+
+@click.group(name="broadcast", cls=_LazyGroup)
 def broadcast() -> None:
     """Run consumers outside of the workers, and look after their events on the broker."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ def install(app: Celery) -> None:
     app.on_after_configure.connect(
         _on_after_configure, weak=False, dispatch_uid="celery_broadcast.install"
     )
+    if "celery.worker.control" in sys.modules:  # it may be a worker, which answers, on or off
+        from celery_broadcast import remote_control  # noqa: F401, PLC0415  # it registers itself
     if app.configured:  # type: ignore[attr-defined]  # celery-types lacks it
         _apply(app)
     else:
@@ -97,7 +100,9 @@ def notify(event: Event) -> None:
 
     check_event(event)
     producer = current_producer()
-    if producer is not None and not is_muted():
+    bridge = _in_force()
+    is_off = bridge is not None and bridge.off_since
+    if producer is not None and not is_off and not is_muted():
         producer.notify(event)
 
 
@@ -226,6 +231,11 @@ def settings_of_block() -> settings.Settings:
         settings.Settings() if app is None else settings.load(app.conf, os.environ, app.namespace)
     )
     return msgspec.structs.replace(loaded, enabled=True)
+
+
+def bridge_in_force() -> Bridge | None:
+    """Return what broadcasts in this process; None while it is off by configuration."""
+    return _in_force()
 
 
 def _in_force() -> Bridge | None:

@@ -116,6 +116,8 @@ MAY_IMPORT = {
         *("subscription", "waiting"),
     },
     "plugin": {"errors", "installation"},
+    "remote_control": {"installation"},
+    "command_workers": set(),
     "testing": {
         *("bridge", "counts", "dispatcher", "errors", "events", "installation", "producer"),
         *("settings", "subscription"),
@@ -177,8 +179,9 @@ LOADED_LATER = {
     "consumer_thread": {"async_life"},
     "installation": {
         *("bridge", "events", "greenlets", "muting", "producer", "relay.choice", "relay.outgoing"),
-        "subscription",
+        *("remote_control", "subscription"),
     },
+    "command_workers": {"counts"},
     "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},
     "commands": {
         *("errors", "relay.choice", "relay.consuming", "relay.dead_letters", "relay.signing"),
@@ -189,6 +192,7 @@ LOADED_LATER = {
 
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {
+    "remote_control",
     *("bridge", "commands", "facts", "plugin", "installation", "rate_limit"),
     *("relay.amqp_link", "relay.choice", "relay.rabbitmq"),
 }

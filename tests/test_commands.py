@@ -220,7 +220,15 @@ def test_dead_letters_are_purged_after_a_question(shop: Celery, broker: MemoryBr
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["consume"], ["declare"], ["dead-letters", "list"], ["dead-letters", "show"]),
+        *(
+            ["stats"],
+            ["on"],
+            ["off"],
+            ["consume"],
+            ["declare"],
+            ["dead-letters", "list"],
+            ["dead-letters", "show"],
+        ),
         *(["dead-letters", "replay"], ["dead-letters", "purge"]),
     ],
     ids=" ".join,

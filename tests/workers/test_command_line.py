@@ -1,0 +1,71 @@
+"""What `celery broadcast` says of real workers, and does to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+from nodes.deadline import wait_until
+from running_worker import RunningWorker, running_worker
+
+from celery_broadcast.commands import broadcast
+
+pytestmark = [pytest.mark.worker, pytest.mark.xdist_group("redis")]
+
+
+def command(worker: RunningWorker, *arguments: str) -> Result:
+    with Celery(broker=worker.process.config["broker_url"], set_as_current=False) as app:
+        context = CLIContext(app, no_color=True, workdir=None)
+        options = ("--timeout", "5", "--destination", worker.process.node_name)
+        return CliRunner().invoke(broadcast, [*arguments, *options], obj=context)
+
+
+def offered(worker: RunningWorker) -> dict[str, int]:
+    answers = json.loads(command(worker, "stats", "--json").output)
+    (answer,) = answers.values()
+    return {name: each["offered"] for name, each in answer["consumers"].items()}
+
+
+def run_jobs(worker: RunningWorker, count: int) -> None:
+    results = [worker.send("ok", number) for number in range(count)]
+    for result in results:
+        result.get(timeout=60)
+
+
+def test_a_worker_of_four_children_is_switched_off_and_on(
+    broker_config: Callable[[str], dict[str, Any]],
+) -> None:
+    with running_worker(broker_config("redis"), concurrency=4) as worker:
+        wait_until(worker.is_listening)
+        first = command(worker, "stats")
+        assert first.exit_code == 0, first.output
+        assert f"{worker.process.node_name} is on" in first.output
+
+        switched = command(worker, "off")
+        assert switched.exit_code == 0, switched.output
+        assert "is switched off since" in switched.output
+        assert "is switched off since" in command(worker, "stats").output
+        before = offered(worker)
+        run_jobs(worker, 20)
+        assert offered(worker) == before
+
+        assert command(worker, "on").exit_code == 0
+        run_jobs(worker, 20)
+        assert sum(offered(worker).values()) > sum(before.values())
+
+
+def test_a_worker_that_is_off_by_its_configuration_says_so(
+    broker_config: Callable[[str], dict[str, Any]],
+) -> None:
+    config = {**broker_config("redis"), "broadcast_enabled": False}
+    with running_worker(config, concurrency=1) as worker:
+        wait_until(worker.is_listening)
+        for verb, code in (("stats", 0), ("on", 1), ("off", 0)):
+            result = command(worker, verb)
+            assert "is off by its configuration" in result.output
+            assert result.exit_code == code, result.output
