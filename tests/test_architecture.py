@@ -117,6 +117,7 @@ MAY_IMPORT = {
     },
     "plugin": {"errors", "installation"},
     "remote_control": {"installation"},
+    "bootstep": set(),
     "command_workers": set(),
     "testing": {
         *("bridge", "counts", "dispatcher", "errors", "events", "installation", "producer"),
@@ -179,8 +180,9 @@ LOADED_LATER = {
     "consumer_thread": {"async_life"},
     "installation": {
         *("bridge", "events", "greenlets", "muting", "producer", "relay.choice", "relay.outgoing"),
-        *("remote_control", "subscription"),
+        *("bootstep", "remote_control", "subscription"),
     },
+    "bootstep": {"remote_control"},
     "command_workers": {"counts"},
     "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},
     "commands": {
@@ -192,7 +194,7 @@ LOADED_LATER = {
 
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {
-    "remote_control",
+    *("bootstep", "remote_control"),
     *("bridge", "commands", "facts", "plugin", "installation", "rate_limit"),
     *("relay.amqp_link", "relay.choice", "relay.rabbitmq"),
 }

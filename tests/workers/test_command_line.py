@@ -51,6 +51,8 @@ def test_a_worker_of_four_children_is_switched_off_and_on(
         assert "is switched off since" in switched.output
         assert "is switched off since" in command(worker, "stats").output
         before = offered(worker)
+        inspected: Any = worker.app.control.inspect([worker.process.node_name], limit=1).stats()
+        assert inspected[worker.process.node_name]["broadcast"]["state"] == "switched-off"
         run_jobs(worker, 20)
         assert offered(worker) == before
 
