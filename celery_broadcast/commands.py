@@ -29,7 +29,10 @@ _MISUSED = 2  # the command line or the configuration is wrong, as in all of cli
 
 
 # Those with a module of their own, which is loaded when one of them is asked for.
-_ELSEWHERE = dict.fromkeys(("stats", "on", "off"), "celery_broadcast.command_workers")
+_ELSEWHERE = {
+    **dict.fromkeys(("stats", "on", "off"), "celery_broadcast.command_workers"),
+    "consumers": "celery_broadcast.command_consumers",
+}
 
 
 class _LazyGroup(click.Group):

@@ -118,6 +118,7 @@ MAY_IMPORT = {
     "plugin": {"errors", "installation"},
     "remote_control": {"installation"},
     "bootstep": set(),
+    "command_consumers": set(),
     "command_workers": set(),
     "testing": {
         *("bridge", "counts", "dispatcher", "errors", "events", "installation", "producer"),
@@ -184,6 +185,7 @@ LOADED_LATER = {
     },
     "bootstep": {"remote_control"},
     "command_workers": {"counts"},
+    "command_consumers": {"errors", "settings", "subscription"},
     "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},
     "commands": {
         *("errors", "relay.choice", "relay.consuming", "relay.dead_letters", "relay.signing"),

@@ -130,6 +130,25 @@ def test_a_wrong_setting_is_refused(shop: Celery) -> None:
     assert "broadcast_relay_lease" in result.output
 
 
+def test_the_consumers_are_shown_with_what_they_want_and_where_they_run(shop: Celery) -> None:
+    shown = command(shop, "consumers")
+    pager, local = json.loads(command(shop, "consumers", "--json").stdout)
+
+    assert shown.exit_code == 0, shown.output
+    assert "  events: JobFinished\n  tasks: shop.*\n" in shown.output
+    assert "  mailbox: 10000\n  overflow: drop_oldest\n" in shown.output
+    assert (pager["name"], pager["runs"]) == ("pager", "remote, in celery broadcast consume")
+    assert local["declared_at"] == "shop.py:12"
+    assert max(map(len, shown.output.splitlines())) <= 80
+
+
+def test_workers_that_do_not_answer_are_an_error_with_a_code(shop: Celery) -> None:
+    for verb in ("stats", "on", "off"):
+        result = command(shop, verb, "--timeout", "0.01")
+        assert result.exit_code == 1
+        assert "No worker answered." in result.output
+
+
 def test_dead_letters_are_listed_a_line_each(shop: Celery, broker: MemoryBroker) -> None:
     (letter_id,) = put_aside(broker)
 
