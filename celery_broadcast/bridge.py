@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -136,7 +137,8 @@ class Bridge:
             report=producer.report_died,
         )
         self._slots: Slots | None = None
-        self._off_since = 0  # where no memory is shared
+        # Since when it is switched off, as unix time in milliseconds; 0 is on.
+        self._switch: array[int] | memoryview = array("Q", (0,))
         self._drain_until = math.inf
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.task_prerun, self.on_task_prerun),
@@ -180,7 +182,7 @@ class Bridge:
         return f"celery_broadcast.{signal.name}.{id(self)}"
 
     def _is_muted(self) -> bool:
-        return self.is_quiet or is_muted() or self.off_since != 0
+        return self.is_quiet or self._switch[0] != 0 or is_muted()
 
     @property
     def off_since(self) -> int:
@@ -188,20 +190,18 @@ class Bridge:
 
         Nothing is told of what starts meanwhile. It holds for all processes of the worker.
         """
-        return self._off_since if self._slots is None else self._slots.off_since
+        return self._switch[0]
 
     @off_since.setter
     def off_since(self, milliseconds: int) -> None:
-        if self._slots is None:
-            self._off_since = milliseconds
-        else:
-            self._slots.off_since = milliseconds
+        self._switch[0] = milliseconds
 
     def _share(self, slots: Slots | None) -> None:
         """Let the processes of the pool and the main process know of each other."""
         global _slots  # noqa: PLW0603  # a process has one
         _slots = self._slots = slots
         if slots is not None:
+            self._switch = slots.switch
             self._attempts.share(slots)
             self._survivor.share(slots)
             self.producer.share(slots)

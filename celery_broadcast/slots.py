@@ -302,13 +302,9 @@ class Slot:
     # Of the first slot, which the main process has.
 
     @property
-    def off_since(self) -> int:
-        """Since when the broadcast is switched off, as unix time in milliseconds; 0 is on."""
-        return self._longs[_OFF_SINCE]
-
-    @off_since.setter
-    def off_since(self, milliseconds: int) -> None:
-        self._longs[_OFF_SINCE] = milliseconds
+    def switch(self) -> memoryview:
+        """One number: since when the broadcast is switched off, or 0, which is on."""
+        return self._longs[_OFF_SINCE : _OFF_SINCE + 1]
 
     def sign(self) -> None:
         """Say whose slots these are, and what they look like."""
@@ -369,16 +365,12 @@ class Slots:
         return None
 
     @property
-    def off_since(self) -> int:
-        """Since when all these processes are switched off, as unix time in milliseconds.
+    def switch(self) -> memoryview:
+        """One number: since when all these processes are switched off, as unix time in ms.
 
         0 is on. The main process writes it, the others read it at each job.
         """
-        return self._slot(0).off_since
-
-    @off_since.setter
-    def off_since(self, milliseconds: int) -> None:
-        self._slot(0).off_since = milliseconds
+        return self._slot(0).switch
 
     def before_fork(self) -> None:
         """Reserve a slot for the child; called in the parent, on the forking thread."""

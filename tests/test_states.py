@@ -173,12 +173,12 @@ def test_what_a_process_that_died_had_counted_is_kept_but_not_how_it_was() -> No
 
 def test_a_switch_of_the_main_process_is_seen_in_its_children() -> None:
     slots = Slots(count=2)
-    assert slots.off_since == 0
+    assert slots.switch[0] == 0
 
-    slots.off_since = 1_700_000_000_123
+    slots.switch[0] = 1_700_000_000_123
 
-    assert in_child(lambda: slots.off_since == 1_700_000_000_123)
-    assert as_in_a_child(slots).off_since == 1_700_000_000_123
+    assert in_child(lambda: slots.switch[0] == 1_700_000_000_123)
+    assert as_in_a_child(slots).switch[0] == 1_700_000_000_123
 
 
 def test_memory_for_the_jobs_numbers_is_clean_for_the_next_process() -> None:

@@ -53,10 +53,9 @@ HOLDINGS = Holdings(
 )
 
 
-def numbers(**counted: int) -> ConsumerStats:
+def numbers(offered: int = 0, handled: int = 0, pending: int = 0) -> ConsumerStats:
     return ConsumerStats(
-        **{"offered": 0, "handled": 0, "declined": 0, "failed": 0, "pending": 0, **counted},
-        dropped={},
+        offered=offered, handled=handled, declined=0, failed=0, dropped={}, pending=pending
     )
 
 
