@@ -21,7 +21,7 @@ from celery_broadcast.station import NotBegunError, Station, hands, refuse_corou
 logger: logging.Logger = logging.getLogger(__name__)
 
 # At most so many calls are timed as one.
-_LARGEST_CHUNK = 64
+_LARGEST_CHUNK = 1024
 
 _REMEDY = "Write it as `async def`, and await the coroutine there"
 
