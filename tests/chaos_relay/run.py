@@ -49,6 +49,9 @@ PACE_SECONDS = 0.01
 QUIET_SECONDS = 45.0
 STOPS_WITHIN_SECONDS = 60.0
 
+# A job that nobody has heard of for so long is lost; Redis has it for up to ten seconds.
+LOST_AFTER_SECONDS = 15.0
+
 # How often the dead letters are read.
 LETTERS_EVERY_SECONDS = 1.0
 
@@ -201,8 +204,11 @@ class _Chaos:
             "broadcast_relay_max_deliveries": MAX_DELIVERIES,
             "task_default_queue": f"chaos-relay-{order.seed}",
             "task_ignore_result": True,
-            # Redis keeps for so long what a worker had that is gone, or that has reconnected.
-            "broker_transport_options": {"visibility_timeout": 10},
+            # Redis keeps for so long what a worker had that is gone, or that has reconnected; and
+            # RabbitMQ has a job on its disk before the next one is sent.
+            "broker_transport_options": {"visibility_timeout": 10}
+            if order.broker == "redis"
+            else {"confirm_publish": True},
         }
         self._app = Celery(set_as_current=False)
         self._app.conf.update(self._config)
@@ -261,18 +267,21 @@ class _Chaos:
         """Send the jobs, always some ahead of the workers, and strike when it is time."""
         pace = threading.Event()
         to_send, due = list(reversed(ids)), list(reversed(strikes))
+        lost = 0
         while True:
             self._read_on()
             self._see_after_replicas()
             self._see_after_workers()
-            if to_send and len(ids) - len(to_send) - len(self._ended) <= JOBS_AHEAD:
+            waiting = len(ids) - len(to_send) - len(self._ended) - lost
+            if self._is_quiet(LOST_AFTER_SECONDS):  # by a broker that is killed, or a worker
+                lost, waiting = lost + waiting, 0
+            if to_send and waiting <= JOBS_AHEAD:
                 for _ in range(min(JOBS_AT_ONCE, len(to_send))):
                     self._send(to_send.pop())
                 self._last_line_at = time.monotonic()
             while due and due[-1][0] <= len(self._ended):
                 self._strike(due.pop()[1])
-            # A broker that is killed may lose jobs that it has not confirmed: those never end.
-            if not to_send and (len(self._ended) == len(ids) or self._is_quiet()):
+            if not to_send and waiting <= 0:
                 break
             pace.wait(PACE_SECONDS)
         for _, name in reversed(due):
@@ -358,13 +367,14 @@ class _Chaos:
                     if wants_starts or not is_start:
                         self._published[group].add(line.key)
 
-    def _is_quiet(self) -> bool:
-        return time.monotonic() - self._last_line_at > QUIET_SECONDS
+    def _is_quiet(self, seconds: float) -> bool:
+        """Tell whether nobody has written a line for so long."""
+        return time.monotonic() - self._last_line_at > seconds
 
     def _wait_until_quiet(self, fact: Callable[[], bool]) -> None:
         """Wait until the fact is true, or nothing happens any more: the verdict is another's."""
         pace, look_at = threading.Event(), 0.0
-        while not self._is_quiet():
+        while not self._is_quiet(QUIET_SECONDS):
             self._read_on()
             self._see_after_replicas()
             if time.monotonic() >= look_at:
