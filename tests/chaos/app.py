@@ -36,7 +36,7 @@ observe(Pen(os.environ[JOURNAL]))
 @inspect_command()
 def broadcast_numbers(state: object) -> dict[str, Any]:
     """Return the numbers of every consumer of this worker."""
-    return {name: msgspec.structs.asdict(of) for name, of in celery_broadcast.stats().items()}
+    return {name: msgspec.to_builtins(of) for name, of in celery_broadcast.stats().items()}
 
 
 @app.task
