@@ -12,7 +12,6 @@ import argparse
 import secrets
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from nodes.redis_process import RedisProcess
@@ -20,6 +19,7 @@ from nodes.redis_process import RedisProcess
 from chaos.load import KINDS
 from chaos.run import Order, run
 from chaos.summary import summary
+from chaos.telling import folder_of_run, tell
 from chaos.verdicts import complaints
 
 
@@ -49,22 +49,11 @@ def main() -> int:
 def _is_right(order: Order, keep: Path | None) -> bool:
     """Do one run, and say what came out."""
     print(f"seed {order.seed}: {order.jobs} jobs, {order.kills} kills", flush=True)
-    with tempfile.TemporaryDirectory(prefix="celery-broadcast-") as temporary:
-        folder = Path(temporary)
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{order.seed}-", dir=keep))
-            print(f"journal and log are kept in {folder}")
-        with RedisProcess() as server:
-            result = run(order, server.url, folder)
-    print(summary(result))
+    with folder_of_run(f"{order.seed}", keep) as folder, RedisProcess() as server:
+        result = run(order, server.url, folder)
     wrong = complaints(result)
-    for complaint in wrong:
-        print(f"\nWRONG: {complaint}")
-    if wrong:
-        print(f"\n{len(wrong)} things are wrong. Again: {order.command}\n")
-    else:
-        print("  Every attempt has its one end, and every event is accounted for.\n", flush=True)
+    praise = "Every attempt has its one end, and every event is accounted for."
+    tell(summary(result), wrong, command=order.command, praise=praise)
     return not wrong
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 
 from chaos.attempts import attempts_of
 from chaos.run import Result
@@ -23,19 +24,25 @@ def summary(result: Result) -> str:
         drops.update(stats.dropped)
     rows = {
         "jobs": str(result.order.jobs),
-        "kills": _counts(result.done),
+        "kills": counted(result.done),
         "attempts started": str(sum(attempt.starts for attempt in attempts)),
-        "ends": _counts(ends),
-        "told by the main process": _counts(by_parent),
-        "without a start": _counts(without_start),
+        "ends": counted(ends),
+        "told by the main process": counted(by_parent),
+        "without a start": counted(without_start),
         "cut off while telling": str(cut_off),
-        "dropped": _counts(drops),
+        "dropped": counted(drops),
         "seconds": f"{result.seconds:.1f}",
     }
+    return table(rows)
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Return a line for each, with what there is to say of it."""
     width = max(map(len, rows)) + 2
     return os.linesep.join(f"  {name:{width}}{value}" for name, value in rows.items())
 
 
-def _counts(counter: Counter[str]) -> str:
+def counted(counter: Counter[str]) -> str:
+    """Return the sum, and behind it what it is made of."""
     parts = (f"{count} {name}" for name, count in sorted(counter.items()))
     return f"{counter.total()}" + (f" ({', '.join(parts)})" if counter else "")

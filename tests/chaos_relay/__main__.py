@@ -14,8 +14,9 @@ import argparse
 import secrets
 import signal
 import sys
-import tempfile
 from pathlib import Path
+
+from chaos.telling import folder_of_run, tell
 
 from chaos_relay.brokers import BROKERS
 from chaos_relay.run import Order, run
@@ -53,21 +54,11 @@ def main() -> int:
 def _is_right(order: Order, keep: Path | None) -> bool:
     """Do one run, and say what came out."""
     print(f"{order.broker}, seed {order.seed}: {order.jobs} jobs", flush=True)
-    with tempfile.TemporaryDirectory(prefix="celery-broadcast-") as temporary:
-        folder = Path(temporary)
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{order.broker}-{order.seed}-", dir=keep))
-            print(f"journal and logs are kept in {folder}")
+    with folder_of_run(f"{order.broker}-{order.seed}", keep) as folder:
         result = run(order, folder)
-    print(summary(result))
     wrong = complaints(result)
-    for complaint in wrong:
-        print(f"\nWRONG: {complaint}")
-    if wrong:
-        print(f"\n{len(wrong)} things are wrong. Again: {order.command}\n", flush=True)
-    else:
-        print("  Every group has every event, or has put it aside where it should.\n", flush=True)
+    praise = "Every group has every event, or has put it aside where it should."
+    tell(summary(result), wrong, command=order.command, praise=praise)
     return not wrong
 
 

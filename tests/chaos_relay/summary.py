@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+
+from chaos.summary import counted, table
 
 from chaos_relay.journal import Handled, Published
 from chaos_relay.run import Result
@@ -21,18 +22,12 @@ def summary(result: Result) -> str:
     rows = {
         "jobs": f"{result.order.jobs}, of which {len(ended)} ran",
         "events published": str(len(published)),
-        "done": _counts(result.done),
-        "died of an event": _counts(result.deaths),
+        "done": counted(result.done),
+        "died of an event": counted(result.deaths),
         "workers ended by Celery": str(result.crashes),
-        "handled": _counts(handled),
-        "handled again": _counts(duplicates(result)),
-        "dead letters": _counts(letters),
+        "handled": counted(handled),
+        "handled again": counted(duplicates(result)),
+        "dead letters": counted(letters),
         "seconds": f"{result.seconds:.1f}",
     }
-    width = max(map(len, rows)) + 2
-    return os.linesep.join(f"  {name:{width}}{value}" for name, value in rows.items())
-
-
-def _counts(counter: Counter[str]) -> str:
-    parts = (f"{count} {name}" for name, count in sorted(counter.items()))
-    return f"{counter.total()}" + (f" ({', '.join(parts)})" if counter else "")
+    return table(rows)
