@@ -7,7 +7,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -94,8 +94,8 @@ class ConsumerStats(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class LastError(NamedTuple):
-    """What a consumer raised last.
+class LastError(msgspec.Struct, frozen=True, order=True):
+    """What a consumer raised last. The newest of several is the greatest.
 
     Attributes:
         at: when, as unix time in seconds.
