@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from celery_broadcast.consumer_thread import ConsumerThread
 from celery_broadcast.counts import CANCELLED
 from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.inbox import Post
 from celery_broadcast.mailbox import Mailbox
-from celery_broadcast.rate_limit import RateLimit
 from celery_broadcast.restarts import Restarts
 from celery_broadcast.station import Station, hands
 from celery_broadcast.subscription import Subscription
+
+if TYPE_CHECKING:
+    from celery_broadcast.rate_limit import RateLimit
 
 logger: logging.Logger = logging.getLogger(__name__)
 

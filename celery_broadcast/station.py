@@ -11,8 +11,7 @@ from contextvars import ContextVar
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from celery_broadcast import django_connections, stacks
-from celery_broadcast.calls import Call, Calls
+from celery_broadcast import django_connections
 from celery_broadcast.counts import GAVE_UP
 from celery_broadcast.dispatcher import Delivery, Item
 from celery_broadcast.errors import ConfigurationError
@@ -20,11 +19,13 @@ from celery_broadcast.failures import Failures
 from celery_broadcast.inbox import Post
 from celery_broadcast.intake import Intake, Work
 from celery_broadcast.mailbox import Mailbox
-from celery_broadcast.rate_limit import RateLimit
 from celery_broadcast.restarts import ended_on_purpose
 from celery_broadcast.subscription import Subscription
 
+# What few consumers ask for is loaded where one does.
 if TYPE_CHECKING:
+    from celery_broadcast.calls import Call, Calls
+    from celery_broadcast.rate_limit import RateLimit
     from celery_broadcast.receipt import Outcome, Receipt
 
 #: The consumers in whose hands the present code runs; empty anywhere else.
@@ -72,12 +73,16 @@ class Station:
         self._giving_up = threading.Lock()
         #: Called, on any thread, after one of them is set.
         self.on_turn: Callable[[], None] | None = None
-        rate = subscription.rate_limit
-        self.rate_limit: RateLimit | None = None if rate is None else RateLimit(rate)
-        limit = subscription.stuck_after
-        self.calls: Calls | None = (
-            None if limit is None else Calls(self.name, limit, mailbox.counts.add_stuck)
-        )
+        self.rate_limit: RateLimit | None = None
+        if subscription.rate_limit is not None:
+            from celery_broadcast.rate_limit import RateLimit  # noqa: PLC0415
+
+            self.rate_limit = RateLimit(subscription.rate_limit)
+        self.calls: Calls | None = None
+        if subscription.stuck_after is not None:
+            from celery_broadcast.calls import Calls  # noqa: PLC0415
+
+            self.calls = Calls(self.name, subscription.stuck_after, mailbox.counts.add_stuck)
 
     def dropped(self) -> int:
         """Return how many of the consumer's events were ever dropped."""
@@ -280,7 +285,7 @@ class Station:
             event: what it is called with; None if that is nothing.
             what: what is called, if it isn't `handle`.
         """
-        call = None if self.calls is None else self.begin_call(event, what, stacks.of_this_thread())
+        call = None if self.calls is None else self.begin_call(event, what)
         try:
             with django_connections.around_call():
                 yield
@@ -292,17 +297,22 @@ class Station:
         seconds = 0.0 if self.stop_requested.is_set() else pause
         self.failures.say_retry(argument, error, seconds, attempt)
 
-    def begin_call(self, event: Any, what: str | None, stack: Callable[[], str]) -> Call | None:
+    def begin_call(
+        self, event: Any, what: str | None, stack: Callable[[], str] | None = None
+    ) -> Call | None:
         """Note that a call begins, if somebody wants to know when it hangs.
 
         Args:
             event: as `call` is told, and so is `what`.
             what: as above.
-            stack: tells where it is, as text.
+            stack: tells where it is, as text; by default where this thread is.
         """
         if self.calls is None:
             return None
-        call = Call(what, event, time.monotonic(), stack)
+        from celery_broadcast import stacks  # noqa: PLC0415
+        from celery_broadcast.calls import Call  # noqa: PLC0415
+
+        call = Call(what, event, time.monotonic(), stack or stacks.of_this_thread())
         self.calls.begin(call)
         return call
 

@@ -58,9 +58,8 @@ MAY_IMPORT = {
     "calls": {"failures", "notices"},
     "intake": {"batch", "dispatcher", "mailbox", "partitions"},
     "station": {
-        *("calls", "counts", "dispatcher", "django_connections", "errors", "failures", "inbox"),
-        "intake",
-        *("mailbox", "rate_limit", "restarts", "stacks", "subscription"),
+        *("counts", "dispatcher", "django_connections", "errors", "failures", "inbox", "intake"),
+        *("mailbox", "restarts", "subscription"),
     },
     "life": {
         *("counts", "consumer", "dispatcher", "django_connections", "durations", "intake"),
@@ -83,7 +82,7 @@ MAY_IMPORT = {
         *("counts", "django_connections", "life", "notices", "restarts", "station", "waiting"),
     },
     "crew": {
-        *("consumer_thread", "counts", "dispatcher", "inbox", "mailbox", "rate_limit"),
+        *("consumer_thread", "counts", "dispatcher", "inbox", "mailbox"),
         *("restarts", "station", "subscription"),
     },
     "reader": {
@@ -177,12 +176,13 @@ LOADED_LATER = {
     "declaration": {"retry"},
     "streams": {"declaration", "producer"},
     "dispatcher": {"receipt"},
-    "station": {"receipt"},
+    "station": {"calls", "rate_limit", "receipt", "stacks"},
     "consumer_thread": {"async_life"},
     "installation": {
         *("bridge", "events", "greenlets", "muting", "producer", "relay.choice", "relay.outgoing"),
         *("bootstep", "remote_control", "subscription"),
     },
+    "crew": {"rate_limit"},
     "bootstep": {"remote_control"},
     "command_workers": {"counts"},
     "command_consumers": {"errors", "settings", "subscription"},
