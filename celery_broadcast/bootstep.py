@@ -1,10 +1,15 @@
-"""A worker's bootstep, which adds a section `broadcast` to `celery inspect stats`."""
+"""A worker's bootsteps: a section `broadcast` in `celery inspect stats`, and a look a second."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import bootsteps
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_SAMPLES = 1.0
 
 
 class BroadcastStep(bootsteps.StartStopStep):
@@ -18,3 +23,41 @@ class BroadcastStep(bootsteps.StartStopStep):
         from celery_broadcast.remote_control import answer  # noqa: PLC0415  # when asked
 
         return {"broadcast": answer()}
+
+
+class SamplingStep(bootsteps.StartStopStep):
+    """Looks once a second, on Celery's own timer, how many events wait.
+
+    A step of Celery's consumer, not of the worker: when the broker is lost Celery
+    clears the timer, and then starts these steps again. The timer runs in the main
+    process, on the thread of the event loop where there is one, else on its own.
+    """
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._timer: Any = None
+        self._entry: Any = None
+
+    def start(self, parent: Any) -> None:
+        """Begin to look."""
+        self._cancel()
+        self._timer = parent.timer
+        self._entry = self._timer.call_repeatedly(_SECONDS_BETWEEN_SAMPLES, self._sample)
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002  # as Celery calls it
+        """Look no more."""
+        self._cancel()
+
+    def _sample(self) -> None:
+        from celery_broadcast import installation  # noqa: PLC0415  # it imports this module
+
+        try:
+            installation.sample()
+        except Exception:
+            logger.exception("broadcast can't tell any more for how long events wait")
+            self._cancel()
+
+    def _cancel(self) -> None:
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            self._timer.cancel(entry)  # not its own: eventlet's raises

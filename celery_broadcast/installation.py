@@ -309,9 +309,10 @@ def _apply(app: Any) -> None:
         raise ConfigurationError(msg)
     _apps.add(app)
     if "celery.worker.control" in sys.modules:  # as in `install`
-        from celery_broadcast.bootstep import BroadcastStep  # noqa: PLC0415
+        from celery_broadcast.bootstep import BroadcastStep, SamplingStep  # noqa: PLC0415
 
         app.steps["worker"].add(BroadcastStep)
+        app.steps["consumer"].add(SamplingStep)
 
 
 def _new_bridge(loaded: settings.Settings, app: Celery | None = None) -> Bridge:

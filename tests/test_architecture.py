@@ -183,7 +183,7 @@ LOADED_LATER = {
         *("bootstep", "remote_control", "subscription"),
     },
     "crew": {"rate_limit"},
-    "bootstep": {"remote_control"},
+    "bootstep": {"installation", "remote_control"},
     "command_workers": {"counts"},
     "command_consumers": {"errors", "settings", "subscription"},
     "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},

@@ -71,3 +71,24 @@ def test_a_worker_that_is_off_by_its_configuration_says_so(
             result = command(worker, verb)
             assert "is off by its configuration" in result.output
             assert result.exit_code == code, result.output
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_the_lag_of_a_stuck_consumer_grows(
+    broker_config: Callable[[str], dict[str, Any]], pool: str
+) -> None:
+    imports = ["celery_broadcast.plugin", "job_app_stuck"]
+    config = {**broker_config("redis"), "imports": imports, "broadcast_drain_timeout": 0}
+    with running_worker(config, pool=pool, concurrency=1) as worker:
+        wait_until(worker.is_listening)
+        run_jobs(worker, 3)
+
+        wait_until(lambda: lag(worker, "stuck") > 0)
+        first = lag(worker, "stuck")
+        wait_until(lambda: lag(worker, "stuck") > first + 1)
+
+
+def lag(worker: RunningWorker, consumer: str) -> float:
+    (answer,) = json.loads(command(worker, "stats", "--json").output).values()
+    each = answer["consumers"].get(consumer)
+    return float(each["lag"]) if each else 0.0
