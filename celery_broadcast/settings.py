@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -275,7 +275,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return the same for rich, which doesn't ask for the `repr`."""
         fields = msgspec.structs.asdict(self)
-        return [(name, _without_secret(name, value)) for name, value in fields.items()]
+        return [(name, without_secret(name, value)) for name, value in fields.items()]
 
 
 _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
@@ -299,8 +299,72 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
 _SECRETS = frozenset({"relay_url", "relay_key"})
 
 
-def _without_secret(name: str, value: object) -> object:
+def without_secret(name: str, value: object) -> object:
+    """Return what may be shown of a setting's value, or "..." in place of a secret."""
     return "..." if name in _SECRETS and value is not None else value
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting that is given somewhere, right or wrong.
+
+    Attributes:
+        name: the setting, "enabled" say; not one of ours if it doesn't exist.
+        origin: the key of the configuration, or the environment variable, as text.
+        value: as it was checked; None if it is wrong. It may be a secret.
+        error: what is wrong with it; None if nothing is.
+    """
+
+    name: str
+    origin: str
+    value: Any = None
+    error: ConfigurationError | None = None
+
+    def __repr__(self) -> str:
+        """Show where it is from, but no value: it may be a secret."""
+        return f"Found(name={self.name!r}, origin={self.origin!r}, error={self.error!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return the same for rich, which doesn't ask for the `repr`."""
+        return [("name", self.name), ("origin", self.origin), ("error", self.error)]
+
+
+def find(
+    configuration: Mapping[str, Any],
+    environment: Mapping[str, str],
+    namespace: str | None = None,
+) -> Iterator[Found]:
+    """Find each setting that is given, in the order in which later ones beat earlier ones.
+
+    Args and rules are those of `load`. Raises nothing: what is wrong is in `error`.
+    """
+    given: dict[str, Found] = {}
+    for key in configuration:
+        name = _name_within(key, namespace)
+        # A configuration that is a module holds what it imports, celery_broadcast too.
+        if name is None or isinstance(configuration[key], ModuleType):
+            continue
+        found = _checked(name, key, configuration[key])
+        before = given.setdefault(name, found) if found.error is None else found
+        if before.value != found.value:
+            msg = (
+                f"{before.origin} and {key} are the same setting with different values, "
+                f"{shown(without_secret(name, configuration[before.origin]))} and "
+                f"{shown(without_secret(name, configuration[key]))}. Remove one."
+            )
+            found = Found(name=name, origin=key, error=ConfigurationError(msg))
+        yield found
+    if environment.get(ENABLED_VARIABLE, "").strip():  # empty is as good as not set
+        variable = f"the environment variable {ENABLED_VARIABLE}"
+        yield _checked("enabled", variable, environment[ENABLED_VARIABLE])
+
+
+def _checked(name: str, origin: str, value: object) -> Found:
+    if name not in _CHECKS:
+        return Found(name=name, origin=origin, error=ConfigurationError(_unknown(origin, name)))
+    try:
+        return Found(name=name, origin=origin, value=_CHECKS[name](origin, value))
+    except ConfigurationError as error:
+        return Found(name=name, origin=origin, error=error)
 
 
 def load(
@@ -317,29 +381,13 @@ def load(
 
     Raises:
         ConfigurationError: a setting doesn't exist, has a wrong value, or is
-            given twice with different values.
+            given twice with different values. It is the first mistake of `find`.
     """
     given: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
-    for key in configuration:
-        name = _name_within(key, namespace)
-        # A configuration that is a module holds what it imports, celery_broadcast too.
-        if name is None or isinstance(configuration[key], ModuleType):
-            continue
-        if name not in _CHECKS:
-            raise ConfigurationError(_unknown(key, name))
-        value = _CHECKS[name](key, configuration[key])
-        if name in given and given[name] != value:
-            msg = (
-                f"{spelled[name]} and {key} are the same setting with different values, "
-                f"{shown(_without_secret(name, configuration[spelled[name]]))} and "
-                f"{shown(_without_secret(name, configuration[key]))}. Remove one."
-            )
-            raise ConfigurationError(msg)
-        given[name], spelled[name] = value, key
-    if environment.get(ENABLED_VARIABLE, "").strip():  # empty is as good as not set
-        variable = f"the environment variable {ENABLED_VARIABLE}"
-        given["enabled"] = check_flag(variable, environment[ENABLED_VARIABLE])
+    for found in find(configuration, environment, namespace):
+        if found.error is not None:
+            raise found.error
+        given[found.name] = found.value
     return Settings(**given)
 
 
