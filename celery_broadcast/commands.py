@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +89,8 @@ def consume(
         app.log.setup(loglevel, logfile, colorize=False if ctx.obj.no_color else None)
         from celery_broadcast.relay.consuming import Consuming, run  # noqa: PLC0415
 
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # into a pipe too
         consuming = Consuming(chosen, settings, choice.new_transport, choice.limits())
         code = run(consuming, ready_file)
     ctx.exit(code)

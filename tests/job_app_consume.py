@@ -37,6 +37,8 @@ def page(event: JobFinished) -> None:
         raise ValueError(event.task_id)
     if what == "die":
         os._exit(9)
+    if what == "print":
+        print("printed", event.task_id)  # noqa: T201  # the test waits for it
     if what == "sleep":
         time.sleep(1.0)
     if what == "slow":

@@ -79,6 +79,13 @@ def test_an_event_that_kills_its_process_lands_there_alone_and_its_neighbours_ar
     assert {"ok-1", "ok-3"} == set(shop.lines("handled"))
 
 
+def test_what_a_consumer_prints_is_seen_at_once_though_nobody_is_at_a_terminal(shop: Shop) -> None:
+    shop.publish("print-1")
+
+    with shop.consumer() as consumer:
+        wait_until(lambda: "printed print-1\n" in consumer.logs(), 30.0, consumer.logs)
+
+
 def with_body(parcel: Parcel, body: bytes) -> Parcel:
     return msgspec.structs.replace(parcel, body=body)
 
