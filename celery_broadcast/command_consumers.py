@@ -41,7 +41,7 @@ def consumers(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001  # cli
         ctx.exit(_MISUSED)
     from celery_broadcast.subscription import registry  # noqa: PLC0415
 
-    found = [_facts(each, settings) for each in registry.subscriptions]
+    found = [facts_of(each, settings) for each in registry.subscriptions]
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -55,7 +55,7 @@ def consumers(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001  # cli
     click.echo(f"{len(found)} consumers", err=True)
 
 
-def _facts(subscription: Subscription, settings: Settings) -> dict[str, Any]:
+def facts_of(subscription: Subscription, settings: Settings) -> dict[str, Any]:
     """Return what there is to say of one, as JSON can have it; None and [] say nothing."""
     from celery_broadcast.subscription import FROM_SETTINGS  # noqa: PLC0415
 

@@ -34,6 +34,7 @@ _MISUSED = 2  # the command line or the configuration is wrong, as in all of cli
 _ELSEWHERE = {
     **dict.fromkeys(("stats", "on", "off"), "celery_broadcast.command_workers"),
     "consumers": "celery_broadcast.command_consumers",
+    "check": "celery_broadcast.command_check",
 }
 
 

@@ -117,6 +117,7 @@ MAY_IMPORT = {
     "plugin": {"errors", "installation"},
     "remote_control": {"installation"},
     "bootstep": set(),
+    "command_check": set(),
     "command_consumers": set(),
     "command_workers": set(),
     "testing": {
@@ -186,6 +187,10 @@ LOADED_LATER = {
     "bootstep": {"installation", "remote_control"},
     "command_workers": {"counts"},
     "command_consumers": {"errors", "settings", "subscription"},
+    "command_check": {
+        *("bridge", "command_consumers", "errors", "greenlets", "relay.choice"),
+        *("relay.consuming", "settings", "subscription"),
+    },
     "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},
     "commands": {
         *("errors", "relay.choice", "relay.consuming", "relay.dead_letters", "relay.signing"),
@@ -196,7 +201,7 @@ LOADED_LATER = {
 
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {
-    *("bootstep", "remote_control"),
+    *("bootstep", "command_check", "remote_control"),
     *("bridge", "commands", "facts", "plugin", "installation", "rate_limit"),
     *("relay.amqp_link", "relay.choice", "relay.rabbitmq"),
 }

@@ -269,3 +269,57 @@ def test_loading_the_commands_loads_nothing_of_the_core() -> None:
     )
 
     assert answer.stdout.strip() == "['celery_broadcast.commands']"
+
+
+def test_check_shows_each_setting_with_where_it_is_from(
+    shop: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.conf.broadcast_mailbox_size = 7
+    shop.conf.broadcast_relay_url = "redis://:hunter2@localhost/1"
+    shop.conf.broadcast_relay_key = "hunter2 hunter2 hunter2"
+    monkeypatch.setenv("CELERY_BROADCAST_ENABLED", "1")
+
+    result = command(shop, "check")
+
+    assert result.exit_code == 0, result.output
+    assert "mailbox_size = 7 (broadcast_mailbox_size)" in result.output
+    assert "overflow = 'drop_oldest' (default)" in result.output
+    assert "enabled = True (the environment variable CELERY_BROADCAST_ENABLED)" in result.output
+    assert "relay's broker: reachable" in result.output
+    assert "hunter2" not in result.output + command(shop, "check", "--json").output
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+
+
+def test_check_shows_every_mistake_at_once(shop: Celery) -> None:
+    shop.conf.broadcast_mailbox_size = -1
+    shop.conf.broadcast_overflow = "drop"
+    shop.conf.broadcast_mailboxsize = 1
+    shop.conf.broadcast_events = ["JobFinish"]
+    shop.conf.broadcast_relay_key = "hunter2"
+    shop.conf.imports = ("no_such_module", "no_other_module")
+
+    result = command(shop, "check", "--json")
+
+    assert result.exit_code == 1
+    mistakes = "\n".join(json.loads(result.output)["mistakes"])
+    for wrong in (
+        "broadcast_mailbox_size must be",
+        "broadcast_overflow='drop'",
+        "Did you mean broadcast_mailbox_size?",
+        "'JobFinish', which is no event",
+        "broadcast_relay_key must be",
+        "no_such_module",
+        "no_other_module",
+    ):
+        assert wrong in mistakes
+    assert "hunter2" not in mistakes
+
+
+def test_check_says_that_the_relays_broker_is_away(shop: Celery, broker: MemoryBroker) -> None:
+    broker.is_away = True
+
+    result = command(shop, "check")
+
+    assert result.exit_code == 1
+    assert "relay's broker: not reachable" in result.output
+    assert "It is away" in result.output

@@ -86,6 +86,26 @@ def test_what_a_consumer_prints_is_seen_at_once_though_nobody_is_at_a_terminal(s
         wait_until(lambda: "printed print-1\n" in consumer.logs(), 30.0, consumer.logs)
 
 
+def test_check_asks_the_broker_and_writes_no_control_codes_into_a_pipe(shop: Shop) -> None:
+    checked = shop.command("check")
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "relay's broker: reachable" in checked.stdout
+    assert "\x1b" not in checked.stdout
+    assert all(len(line) <= 80 for line in checked.stdout.splitlines())
+
+
+def test_check_says_that_no_broker_answers(shop: Shop) -> None:
+    scheme = shop.config["broker_url"].partition("://")[0]
+    shop.config["broadcast_relay_url"] = f"{scheme}://user:hunter2@127.0.0.1:1//"
+
+    checked = shop.command("check")
+
+    assert checked.returncode == 1, checked.stdout + checked.stderr
+    assert "relay's broker: not reachable" in checked.stdout
+    assert "hunter2" not in checked.stdout + checked.stderr
+
+
 def with_body(parcel: Parcel, body: bytes) -> Parcel:
     return msgspec.structs.replace(parcel, body=body)
 
