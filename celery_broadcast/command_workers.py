@@ -48,22 +48,41 @@ def stats(  # noqa: PLR0913, PLR0917  # an option each
     """Show what the consumers of the running workers do, per worker and summed.
 
     The exit code is 1 if one has dropped events or gave up, or if no worker
-    answers.
+    answers, or not each of the destination; 0 when --watch ends by Ctrl-C.
 
     \b
     Example:
         celery -A shop broadcast stats --destination celery@a,celery@b
     """  # noqa: D301  # click knows it as a mark
+    try:
+        answers = _look(ctx, timeout, destination, interval if watch else None, as_json=as_json)
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+        return  # as whoever watches has asked for
+    bad = not answers or any(map(_is_bad, answers.values()))
+    ctx.exit(_FAILED if _say_who_is_silent(answers, destination) or bad else 0)
+
+
+def _look(
+    ctx: click.Context,
+    timeout: float,
+    destination: str | None,
+    interval: float | None,
+    *,
+    as_json: bool,
+) -> dict[str, dict[str, Any]]:
+    """Show the numbers, again after each interval in seconds; None is once. Return the last."""
     is_terminal = sys.stdout.isatty()
     while True:
         answers = _ask(ctx, "broadcast_stats", {}, timeout, destination)
-        if watch and is_terminal:
+        if interval is not None and is_terminal:
             click.clear()
         click.echo(json.dumps(answers) if as_json else _shown(answers))
-        if not watch:
-            break
+        if interval is None:
+            return answers
+        _say_who_is_silent(answers, destination)
         time.sleep(interval)
-    ctx.exit(0 if answers and not any(map(_is_bad, answers.values())) else _FAILED)
 
 
 @click.command()
@@ -116,7 +135,7 @@ def _switch(
             click.echo("No worker answered.", err=True)
     wanted = ("on",) if arguments["on"] else ("switched-off", "off-by-configuration")
     are_so = answers and all(answer.get("state") in wanted for answer in answers.values())
-    ctx.exit(0 if are_so else _FAILED)
+    ctx.exit(_FAILED if _say_who_is_silent(answers, destination) or not are_so else 0)
 
 
 def _ask(
@@ -127,11 +146,23 @@ def _ask(
     destination: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Return the answer of each node, by its name."""
-    nodes = None if destination is None else [name.strip() for name in destination.split(",")]
+    nodes = None if destination is None else _nodes_of(destination)
     replies: Sequence[dict[str, dict[str, Any]]] = ctx.obj.app.control.broadcast(
         command, arguments=dict(arguments), destination=nodes, reply=True, timeout=timeout
     )
     return dict(sorted(item for reply in replies or () for item in reply.items()))
+
+
+def _nodes_of(destination: str) -> list[str]:
+    return [name.strip() for name in destination.split(",")]
+
+
+def _say_who_is_silent(answers: Mapping[str, Any], destination: str | None) -> bool:
+    """Tell on stderr which of the nodes that were asked by name didn't answer, if any."""
+    silent = [] if destination is None else [n for n in _nodes_of(destination) if n not in answers]
+    for node in silent:
+        click.echo(f"{node} didn't answer.", err=True)
+    return bool(silent)
 
 
 def _is_bad(answer: Mapping[str, Any]) -> bool:
@@ -142,6 +173,9 @@ def _is_bad(answer: Mapping[str, Any]) -> bool:
 
 def _state_of(answer: Mapping[str, Any]) -> str:
     if "error" in answer:
+        error = str(answer["error"])
+        if not error.startswith("KeyError('broadcast_"):  # which is kombu's for an unknown command
+            return f"answers with an error: {error}"
         return "doesn't know the broadcast: celery_broadcast.plugin isn't among its imports"
     if answer["state"] == "on":
         return "is on"

@@ -43,6 +43,11 @@ def is_sent_back(self: Task[..., None], seconds: float) -> None:
 
 
 @app.task
+def dies() -> None:
+    os._exit(9)
+
+
+@app.task
 def fails(message: str) -> None:
     raise ValueError(message)
 
