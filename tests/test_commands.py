@@ -323,3 +323,21 @@ def test_check_says_that_the_relays_broker_is_away(shop: Celery, broker: MemoryB
     assert result.exit_code == 1
     assert "relay's broker: not reachable" in result.output
     assert "It is away" in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("KeyError('broadcast_stats')", "doesn't know the broadcast"),
+        ("OSError('no memory')", "answers with an error: OSError('no memory')"),
+    ],
+)
+def test_an_error_that_a_worker_answers_is_shown_as_it_is(
+    shop: Celery, monkeypatch: pytest.MonkeyPatch, error: str, told: str
+) -> None:
+    monkeypatch.setattr(shop.control, "broadcast", lambda *_, **__: [{"a@b": {"error": error}}])
+
+    result = command(shop, "stats")
+
+    assert result.exit_code == 1
+    assert told in result.output

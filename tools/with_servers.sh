@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run a command where Redis, RabbitMQ and PostgreSQL are installed; install them if need be.
+# Run a command where Redis, RabbitMQ, PostgreSQL and tmux are installed; install them if need be.
 #
 # usage: tools/with_servers.sh COMMAND [ARGUMENT...]
 #
@@ -17,6 +17,8 @@ missing=
 is_there redis-server || missing="$missing redis-server"
 is_there rabbitmq-server || missing="$missing rabbitmq-server"
 is_there initdb || is_there /usr/lib/postgresql/*/bin/initdb || missing="$missing postgresql"
+services=$missing
+is_there tmux || missing="$missing tmux"
 
 if [ -z "$missing" ]; then
     exec "$@"
@@ -26,9 +28,9 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     # shellcheck disable=SC2086 # one word per package
     "$tools/debian.sh" $missing
     # Installed for the tests, so not to be started with the machine either.
-    if command -v systemctl >/dev/null; then
+    if [ -n "$services" ] && command -v systemctl >/dev/null; then
         # shellcheck disable=SC2086
-        systemctl --quiet disable $missing
+        systemctl --quiet disable $services
     fi
     exec "$@"
 fi
@@ -41,7 +43,7 @@ cat >&2 <<END
 The tests start servers of their own, and these programs are not installed:$missing
 Install them, then run make again:
     Debian, Ubuntu   sudo apt-get install --no-install-recommends$missing
-    macOS            brew install redis rabbitmq postgresql
+    macOS            brew install redis rabbitmq postgresql tmux
 or start a Docker engine, and the tests run in a container.
 END
 exit 1

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +17,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 from nodes.deadline import wait_until
+from nodes.local_process import find_program
 from running_worker import RunningWorker, running_worker
 
 from celery_broadcast.commands import broadcast
@@ -163,3 +170,60 @@ def test_a_node_that_does_not_answer_is_named(
             result = CliRunner().invoke(broadcast, [verb, *options], obj=context)
             assert result.exit_code == 1
             assert "celery@gone didn't answer." in result.output
+
+
+def arguments_of(url: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "celery", "--broker", url, "broadcast", *arguments]
+
+
+def test_two_workers_are_shown_each_and_summed_and_no_line_wraps_in_a_terminal(
+    broker_config: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    config = {**broker_config("redis"), "imports": SHOWN}
+    with running_worker(config) as one, running_worker(config) as two:
+        wait_until(one.is_listening)
+        wait_until(two.is_listening)
+        run_jobs(one, 2)
+        run_jobs(two, 3)
+        wait_until(lambda: offered(one).get("watch") == 4 and offered(two).get("watch") == 6)
+        nodes = f"{one.process.node_name},{two.process.node_name}"
+        line = arguments_of(config["broker_url"], "stats", "--destination", nodes, "-t", "5")
+
+        piped = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+        assert piped.returncode == 0, piped.stdout + piped.stderr
+        assert "\x1b" not in piped.stdout
+        last = piped.stdout.rpartition("all workers")[2]
+        assert "10" in last.split()
+
+        shown = in_a_terminal(line, tmp_path)
+        assert [row.rstrip() for row in shown if row.strip()] == [
+            row.rstrip() for row in piped.stdout.splitlines() if row.strip()
+        ]
+
+
+def in_a_terminal(line: list[str], folder: Path) -> list[str]:
+    """Return the rows that a terminal of 80 columns shows once the command has ended."""
+    tmux = [find_program("tmux"), "-S", str(folder / "tmux"), "-f", os.devnull]
+    ended = folder / "ended"
+    shell = f"{shlex.join(line)}; touch {shlex.quote(str(ended))}; sleep 600"
+    subprocess.run([*tmux, "new-session", "-d", "-x", "80", "-y", "50", shell], check=True)
+    try:
+        wait_until(ended.exists, 60.0)
+        return subprocess.run(
+            [*tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)
+
+
+def test_a_watch_ends_without_an_error_at_ctrl_c(
+    broker_config: Callable[[str], dict[str, Any]],
+) -> None:
+    url = broker_config("redis")["broker_url"]
+    line = arguments_of(url, "stats", "--watch", "--timeout", "0.2")
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=environment) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=30) == 0
