@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import celery_broadcast
 from celery_broadcast.errors import BroadcastError, ConfigurationError
 from celery_broadcast.events import EVENT_TYPES, JobFailed
-from celery_broadcast.settings import Settings, load
+from celery_broadcast.settings import Settings, find, load
 
 # A value other than the default for each setting, and what it becomes.
 GIVEN: dict[str, tuple[object, object]] = {
@@ -631,3 +631,19 @@ def test_a_misspelt_setting_of_an_app_is_an_error() -> None:
 
     with pytest.raises(ConfigurationError, match="Did you mean broadcast_enabled"):
         load_of(app)
+
+
+def test_every_mistake_is_found_with_its_origin_and_no_secret_is_shown() -> None:
+    configuration = {
+        "broadcast_mailbox_size": -1,
+        "broadcast_overflow": "drop_newest",
+        "broadcast_nothing": 1,
+        "broadcast_relay_url": "redis://:hunter2@localhost",
+    }
+
+    found = list(find(configuration, {"CELERY_BROADCAST_ENABLED": "perhaps"}))
+
+    wrong = {each.origin for each in found if each.error is not None}
+    variable = "the environment variable CELERY_BROADCAST_ENABLED"
+    assert wrong == {"broadcast_mailbox_size", "broadcast_nothing", variable}
+    assert "hunter2" not in repr(found)

@@ -18,6 +18,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 from nodes.deadline import wait_until
 from nodes.local_process import find_program
+from nodes.redis_process import RedisProcess
 from running_worker import RunningWorker, running_worker
 
 from celery_broadcast.commands import broadcast
@@ -93,6 +94,17 @@ def test_the_lag_of_a_stuck_consumer_grows(
         wait_until(lambda: lag(worker, "stuck") > 0)
         first = lag(worker, "stuck")
         wait_until(lambda: lag(worker, "stuck") > first + 1)
+
+
+def test_the_lag_is_known_after_the_broker_was_away() -> None:
+    with RedisProcess() as server:
+        imports = ["celery_broadcast.plugin", "job_app_stuck"]
+        config = {"broker_url": server.url, "imports": imports, "broadcast_drain_timeout": 0}
+        with running_worker(config, concurrency=1) as worker:
+            server.restart()
+            wait_until(worker.is_listening, 60.0)
+            worker.send("noop")
+            wait_until(lambda: lag(worker, "stuck") > 0, 30.0)
 
 
 def lag(worker: RunningWorker, consumer: str) -> float:
