@@ -7,10 +7,12 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
-from celery_broadcast import Batch, Consumer, JobEvent, JobFinished, Retry, on_job_event
+import celery_broadcast
+from celery_broadcast import Batch, Consumer, JobEvent, JobFinished, Retry, notices, on_job_event
 
 app = Celery("job_app_consume_options")
 app.conf.imports = ("celery_broadcast.plugin",)
@@ -89,3 +91,14 @@ def as_json(event: JobFinished) -> None:
 @on_job_event(JobFinished, remote=True, name="text")
 def as_text(event: JobFinished) -> None:
     write("text", json.dumps(event.result))
+
+
+@notices.consumer_restarted.connect
+def say_restart(name: str, **_: Any) -> None:
+    write("restarted", name)
+
+
+@notices.broadcast_drained.connect
+def say_numbers(_: Any, **__: Any) -> None:
+    for name, stats in celery_broadcast.stats().items():
+        write("stats", f"{name} {stats.handled} {stats.failed} {stats.pending} {stats.restarts}")

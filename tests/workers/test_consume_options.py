@@ -74,3 +74,8 @@ def test_a_consumer_of_every_kind_is_served_and_ends_as_in_a_worker(shop: Shop) 
     assert found["selector"] == ["ok-3"]
     assert set(found["json"]) == {'{"n": 1}'}
     assert set(found["text"]) == {"\"{'n': 1}\""}
+    assert found["restarted"] == ["restart"]
+    numbers = dict.fromkeys(NAMES, "4 0 0 0")
+    numbers["restart"] = "4 1 0 1"  # what it crashed on came again
+    numbers["relay"] = "0 0 0 0"  # it would send what jobs of this process publish
+    assert sorted(found["stats"]) == sorted(f"{name} {of}" for name, of in numbers.items())
