@@ -1,11 +1,14 @@
-"""A worker's bootsteps: a section `broadcast` in `celery inspect stats`, and a look a second."""
+"""A worker's bootsteps: a section in `celery inspect stats`, metrics, and a look a second."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
+
+if TYPE_CHECKING:
+    from celery_broadcast.metrics_endpoint import MetricsEndpoint
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -13,16 +16,41 @@ _SECONDS_BETWEEN_SAMPLES = 1.0
 
 
 class BroadcastStep(bootsteps.StartStopStep):
-    """Starts nothing: it only tells of the broadcast, when the worker is asked.
+    """Tells of the broadcast when the worker is asked, and serves its metrics, if that is set.
 
-    Celery asks only those steps that could be started.
+    After the pool: what is forked later leaves the port alone.
     """
+
+    requires: tuple[str, ...] = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._endpoint: MetricsEndpoint | None = None
 
     def info(self, obj: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ARG002  # as Celery calls it
         """Return the section, in the main process."""
         from celery_broadcast.remote_control import answer  # noqa: PLC0415  # when asked
 
         return {"broadcast": answer()}
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002  # as above
+        """Begin to serve metrics."""
+        from celery_broadcast import installation  # noqa: PLC0415  # it imports this module
+
+        bridge = installation.bridge_in_force()
+        if bridge is None or bridge.settings.metrics_port is None:
+            return
+        from celery_broadcast.metrics_endpoint import MetricsEndpoint  # noqa: PLC0415  # few ask
+
+        settings = bridge.settings
+        self._endpoint = MetricsEndpoint(settings.metrics_host, bridge.settings.metrics_port)
+        self._endpoint.open()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002  # as above
+        """Serve no more."""
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is not None:
+            endpoint.close()
 
 
 class SamplingStep(bootsteps.StartStopStep):

@@ -61,13 +61,19 @@ def broadcast() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Written once every group is declared and read; removed at the end.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65_535),
+    help="Serves metrics there; by default at broadcast_metrics_port.",
+)
 @click.option("-l", "--loglevel", default="INFO", type=LOG_LEVEL, help="Logging level.")
 @click.option("-f", "--logfile", help="Log destination; by default stderr.")
 @click.pass_context
-def consume(
+def consume(  # noqa: PLR0913, PLR0917  # an option each
     ctx: click.Context,
     names: tuple[str, ...],
     ready_file: Path | None,
+    metrics_port: int | None,
     loglevel: int,
     logfile: str | None,
 ) -> None:
@@ -93,8 +99,26 @@ def consume(
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # into a pipe too
         consuming = Consuming(chosen, settings, choice.new_transport, choice.limits())
-        code = run(consuming, ready_file)
+        with _serving_metrics(settings, metrics_port):
+            code = run(consuming, ready_file)
     ctx.exit(code)
+
+
+@contextlib.contextmanager
+def _serving_metrics(settings: Settings, port: int | None) -> Iterator[None]:
+    """Serve metrics in the block, at the port or at that of the settings, if one is given."""
+    port = settings.metrics_port if port is None else port
+    if port is None:
+        yield
+        return
+    from celery_broadcast.metrics_endpoint import MetricsEndpoint  # noqa: PLC0415
+
+    endpoint = MetricsEndpoint(settings.metrics_host, port)
+    endpoint.open()
+    try:
+        yield
+    finally:
+        endpoint.close()
 
 
 @broadcast.command()

@@ -26,6 +26,7 @@ _MOST_BYTES = 1024**4
 _LONGEST_TTL_SECONDS = 49 * 86_400  # what RabbitMQ takes, in milliseconds of 32 bits
 _MOST_DELIVERIES = 1_000
 _SHORTEST_KEY_BYTES = 16
+_LAST_PORT = 65_535
 _BROKER_URLS = r"[a-zA-Z][a-zA-Z0-9+.-]*://\S*"
 
 
@@ -230,6 +231,23 @@ def _check_redact(setting: str, value: object) -> str | None:
     raise ConfigurationError(msg)
 
 
+def _check_port(setting: str, value: object) -> int | None:
+    if value is None or (is_whole(value, 1) and value <= _LAST_PORT):
+        return value
+    msg = f"{setting} must be a port from 1 to {_LAST_PORT}, or None, got {shown(value)}."
+    raise ConfigurationError(msg)
+
+
+def _check_host(setting: str, value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    msg = (
+        f"{setting} must be an address of this machine, such as '127.0.0.1', or '0.0.0.0' for all "
+        f"of them, got {shown(value)}."
+    )
+    raise ConfigurationError(msg)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The checked settings of one process.
 
@@ -250,6 +268,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         relay_key: what events are signed with, the first of them, and accepted
             with, any of them; None signs nothing, and accepts what isn't signed.
         redact: dotted path of the function that sees each event before it leaves.
+        metrics_port: where the main process of a worker serves metrics; None is nowhere.
+        metrics_host: of which address.
     """
 
     enabled: bool = False
@@ -266,6 +286,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     relay_max_deliveries: int = 5
     relay_key: tuple[bytes, ...] | None = None
     redact: str | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
 
     def __repr__(self) -> str:
         """Show the settings, but no secret."""
@@ -293,6 +315,8 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "relay_max_deliveries": _check_deliveries,
     "relay_key": _check_relay_key,
     "redact": _check_redact,
+    "metrics_port": _check_port,
+    "metrics_host": _check_host,
 }
 
 #: Those that no message, log line or `repr` shows.

@@ -32,6 +32,8 @@ GIVEN: dict[str, tuple[object, object]] = {
     "relay_max_deliveries": (1, 1),
     "relay_key": ("k" * 16, (b"k" * 16,)),
     "redact": ("shop.privacy.redact", "shop.privacy.redact"),
+    "metrics_port": (9808, 9808),
+    "metrics_host": ("0.0.0.0", "0.0.0.0"),  # noqa: S104  # said, and not bound
 }
 
 NAMES = list(Settings.__struct_fields__)
@@ -301,6 +303,8 @@ def test_a_wrong_value_is_an_error_that_names_the_setting_the_value_and_what_is_
         ("relay_max_deliveries", [0, -1, 5.0, None, True, "5", 1_001]),
         ("relay_key", ["", b"short", 5, [], ["k" * 16, "short"], ["k" * 16, None], {}]),
         ("redact", ["", ".", "shop.", "shop..redact", "shop:redact", print, 5]),
+        ("metrics_port", [0, -1, 65_536, True, "9808", 98.08]),
+        ("metrics_host", ["", " ", None, 5, b"127.0.0.1"]),
     ],
 )
 def test_a_wrong_value_is_an_error_whatever_it_is(name: str, values: list[object]) -> None:
