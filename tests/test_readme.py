@@ -177,7 +177,18 @@ def test_the_ten_lines_are_ten() -> None:
     assert len(lines) - 1 <= 10  # the first is the file's name
 
 
-@pytest.mark.parametrize("command", "".join(blocks("console")).splitlines())
+FIVE = blocks("console", RELAY)[0].splitlines()
+
+
+def test_the_readme_gets_to_a_page_as_the_relay_page_does() -> None:
+    """With commands that tests/workers/test_relay_page.py runs."""
+    assert "\n".join(FIVE) in README
+    assert len(FIVE) == 5
+
+
+@pytest.mark.parametrize(
+    "command", [each for each in "".join(blocks("console")).splitlines() if each not in FIVE]
+)
 def test_a_command_of_the_readme_exists(command: str) -> None:
     """Everything that they do is done elsewhere in the tests, or by what runs them."""
     program, *arguments = shlex.split(command.removeprefix("$ "), comments=True)
