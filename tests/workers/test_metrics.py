@@ -15,7 +15,7 @@ from nodes.deadline import wait_until
 from nodes.local_process import LOCALHOST, free_port
 from nodes.redis_process import RedisProcess
 from remote_shop import Shop, clean
-from running_worker import running_worker
+from running_worker import RunningWorker, running_worker
 
 pytestmark = [pytest.mark.worker, pytest.mark.xdist_group("redis")]
 
@@ -30,6 +30,12 @@ def scrape(port: int) -> dict[str, float]:
         name: float(value)
         for name, value in re.findall(r"^(celery\S+) (\S+)$", text, flags=re.MULTILINE)
     }
+
+
+def run_jobs(worker: RunningWorker) -> None:
+    """Run them; no result is left, which would tell of its end when the app is closed."""
+    for result in [worker.send("ok", number) for number in range(JOBS)]:
+        result.get(timeout=60)
 
 
 def test_the_numbers_of_children_are_served_those_of_recycled_ones_too(
@@ -48,9 +54,7 @@ def test_the_numbers_of_children_are_served_those_of_recycled_ones_too(
 
     with running_worker(config, concurrency=4) as worker:
         wait_until(worker.is_listening)
-        results = [worker.send("ok", number) for number in range(JOBS)]
-        for result in results:
-            result.get(timeout=60)
+        run_jobs(worker)
         wait_until(lambda: handled() == 2 * JOBS, 30.0)  # its start and its end
 
         found = scrape(port)
