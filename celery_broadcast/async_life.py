@@ -110,8 +110,9 @@ class AsyncLife:
                 self._station.mailbox.counts.note_error(error)
                 say_no_setup(self._station.name, error)
             raise
-        self._consumer = consumer
-        notices.send(notices.consumer_started, self._station.name)
+        trace = self._station.trace
+        self._consumer = consumer if trace is None else trace(consumer)
+        notices.send("consumer_started", self._station.name)
 
     async def _tear_down(self) -> None:
         consumer, self._consumer = self._consumer, None

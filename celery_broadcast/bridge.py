@@ -25,7 +25,6 @@ from billiard.exceptions import WorkerLostError
 from celery import Celery, signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
-from celery_broadcast import notices
 from celery_broadcast.attempts import Attempt, Attempts, News
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
@@ -537,7 +536,7 @@ class Bridge:
         if end.event_type in self._produced:
             self.producer.notify(event)
         if end.of_gone:
-            self.producer.announce(notices.attempt_lost, event=event)
+            self.producer.announce("attempt_lost", event=event)
 
     def _died(self, pid: int) -> dict[str, Any]:
         return self._facts.of_exception(WorkerLostError(f"Pool process {pid} died."), "")

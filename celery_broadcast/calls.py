@@ -106,5 +106,5 @@ class Calls:
             stack.rstrip(),
         )
         notices.send(
-            notices.consumer_stuck, self._consumer, event=call.event, seconds=seconds, stack=stack
+            "consumer_stuck", self._consumer, event=call.event, seconds=seconds, stack=stack
         )

@@ -79,7 +79,7 @@ class ConsumerThread:
         counts.add_threads(1)
         try:
             self._live_on()
-            notices.send(notices.consumer_stopped, self._station.name)
+            notices.send("consumer_stopped", self._station.name)
         finally:  # whatever a handler of the log raises
             counts.add_threads(-1)
             self._ended.set()
@@ -112,7 +112,7 @@ class ConsumerThread:
             type(crash).__name__,
             pause,
         )
-        notices.send(notices.consumer_restarted, name, error=crash, pause=pause)
+        notices.send("consumer_restarted", name, error=crash, pause=pause)
 
     def _give_up(self, crash: BaseException) -> None:
         """Drop what waits; the producer notices it as it does every loss."""
@@ -137,7 +137,7 @@ class ConsumerThread:
             type(crash).__name__,
             lost,
         )
-        notices.send(notices.consumer_gave_up, station.name, error=crash)
+        notices.send("consumer_gave_up", station.name, error=crash)
 
 
 def _new_life(station: Station) -> Life | AsyncLife:

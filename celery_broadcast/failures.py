@@ -57,7 +57,7 @@ class Failures:
                 more,
                 exc_info=error,
             )
-        notices.send(notices.consumer_failed, self._consumer, event=event, error=error)
+        notices.send("consumer_failed", self._consumer, event=event, error=error)
 
     def say_retry(self, event: Any, error: BaseException, pause: float, attempt: int) -> None:
         """Say that the consumer is called again with the same.

@@ -80,7 +80,7 @@ class Life:
         self._consumer = consumer
         self._is_plain = self._station.is_plain() and not django_connections.is_used()
         self._can_run = self._is_plain and self._station.is_simple()
-        notices.send(notices.consumer_started, self._station.name)
+        notices.send("consumer_started", self._station.name)
 
     def step(self, wait_seconds: float | None = None) -> bool:
         """Handle what comes next; this is all a life is, again and again.
@@ -305,10 +305,10 @@ class Life:
 def say_no_setup(consumer: str, error: BaseException) -> None:
     """Say and notice that a consumer could not set up."""
     logger.error("consumer %r could not set up", consumer, exc_info=error)
-    notices.send(notices.consumer_failed, consumer, event=None, error=error)
+    notices.send("consumer_failed", consumer, event=None, error=error)
 
 
 def say_no_teardown(consumer: str, error: BaseException) -> None:
     """Say and notice that a consumer could not tear down."""
     logger.error("consumer %r could not tear down; nothing is lost by it", consumer, exc_info=error)
-    notices.send(notices.consumer_failed, consumer, event=None, error=error)
+    notices.send("consumer_failed", consumer, event=None, error=error)

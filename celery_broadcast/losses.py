@@ -71,7 +71,7 @@ class Losses:
                 reason,
                 _REMEDIES[reason],
             )
-            notices.send(notices.events_dropped, self._consumer, count=count, reason=reason)
+            notices.send("events_dropped", self._consumer, count=count, reason=reason)
         self._said = Counter(dropped)
 
 
@@ -93,6 +93,6 @@ def say_died(pid: int, lost: Mapping[str, int], not_offered: int) -> None:
         ", ".join(shares),
     )
     for name, count in lost.items():
-        notices.send(notices.events_dropped, name, count=count, reason=PROCESS_DIED)
+        notices.send("events_dropped", name, count=count, reason=PROCESS_DIED)
     if not_offered:
-        notices.send(notices.events_dropped, count=not_offered, reason=PROCESS_DIED)
+        notices.send("events_dropped", count=not_offered, reason=PROCESS_DIED)

@@ -13,7 +13,6 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, TypeAlias
 
-import blinker
 import msgspec
 
 from celery_broadcast import fork, notices
@@ -215,7 +214,7 @@ class Producer:
         if self._thread is None:
             self._start()
 
-    def announce(self, notice: blinker.NamedSignal, **facts: Any) -> None:
+    def announce(self, notice: notices.Notice, **facts: Any) -> None:
         """Send a notice about the whole broadcast, on the broadcast's own thread."""
         self._ask(partial(notices.send, notice, **facts))
 
@@ -481,7 +480,7 @@ class Producer:
                 "declares them among the imports of the app's configuration",
                 os.getpid(),
             )
-        notices.send(notices.broadcast_started, consumers=names, pid=os.getpid())
+        notices.send("broadcast_started", consumers=names, pid=os.getpid())
 
     def _next_items(self, count: int) -> tuple[list[Item], _Request | None]:
         """Take what is there, up to the first request.
@@ -662,7 +661,7 @@ class Producer:
         else:
             logger.info("broadcast drained %d events in %.1f s", drained.handled, seconds)
         notices.send(
-            notices.broadcast_drained, handled=drained.handled, left=drained.left, seconds=seconds
+            "broadcast_drained", handled=drained.handled, left=drained.left, seconds=seconds
         )
 
     def _handled(self) -> int:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
-import blinker
 import msgspec
 
 from celery_broadcast import installation, settings
@@ -28,6 +27,7 @@ from celery_broadcast.events import (
     JobRevoked,
     qualified_name,
 )
+from celery_broadcast.notices import Notice
 from celery_broadcast.producer import Drained, Producer
 from celery_broadcast.subscription import Registry, registry
 
@@ -241,7 +241,7 @@ class _KeepingProducer(Producer):
         delivery.taken = True
         self._say_told(delivery)
 
-    def announce(self, notice: blinker.NamedSignal, **facts: Any) -> None:
+    def announce(self, notice: Notice, **facts: Any) -> None:
         """Tell nobody: that would need a thread."""
 
     def report_died(self, pid: int, lost: Mapping[str, int], not_offered: int) -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Barrier
 from typing import Any
 
 import blinker
@@ -10,7 +14,7 @@ import pytest
 
 from celery_broadcast import notices
 
-NOTICES = [value for value in vars(notices).values() if isinstance(value, blinker.NamedSignal)]
+NOTICES = [getattr(notices, name) for name in notices.NAMES]
 
 
 class Listener:
@@ -52,16 +56,54 @@ def test_a_notice_is_found_under_its_own_name(notice: blinker.NamedSignal) -> No
     assert getattr(notices, notice.name.replace("-", "_")) is notice
 
 
-@pytest.mark.parametrize("notice", NOTICES, ids=lambda notice: notice.name)
-def test_a_notice_without_a_receiver_is_harmless(notice: blinker.NamedSignal) -> None:
-    notices.send(notice, "store", count=1)
+@pytest.mark.parametrize("name", notices.NAMES)
+def test_a_notice_without_a_receiver_is_harmless(name: notices.Notice) -> None:
+    notices.send(name, "store", count=1)
+
+
+def test_every_notice_is_known_to_a_type_checker() -> None:
+    assert [name for name in notices.__annotations__ if name.islower() and name != "logger"] == [
+        *notices.NAMES
+    ]
+
+
+def test_what_is_no_notice_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match=r"notices' has no attribute 'consumer_bored'"):
+        notices.consumer_bored  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_blinker_is_loaded_when_somebody_asks_for_a_notice() -> None:
+    program = (
+        "import sys; from celery_broadcast import notices;"
+        "notices.send('consumer_started', 'store');"
+        "before = 'blinker' in sys.modules;"
+        "notices.consumer_started; print(before, 'blinker' in sys.modules)"
+    )
+
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert answer.stdout.split() == ["False", "True"]
+
+
+def test_threads_that_ask_at_once_get_the_same_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Barrier(8)
+
+    def ask(_: int) -> blinker.NamedSignal:
+        asked.wait(timeout=10)
+        return notices.consumer_started
+
+    monkeypatch.delattr(notices, "consumer_started")
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(map(id, threads.map(ask, range(8))))) == 1
 
 
 def test_a_receiver_hears_of_whom_and_what() -> None:
     listener = Listener()
 
     with notices.events_dropped.connected_to(listener):
-        notices.send(notices.events_dropped, "store", count=3, reason="mailbox-full")
+        notices.send("events_dropped", "store", count=3, reason="mailbox-full")
 
     assert listener.told == [("store", {"count": 3, "reason": "mailbox-full"})]
 
@@ -70,7 +112,7 @@ def test_a_notice_of_the_whole_broadcast_has_no_consumer() -> None:
     listener = Listener()
 
     with notices.broadcast_drained.connected_to(listener):
-        notices.send(notices.broadcast_drained, handled=3, left=0)
+        notices.send("broadcast_drained", handled=3, left=0)
 
     assert listener.told == [(None, {"handled": 3, "left": 0})]
 
@@ -79,8 +121,8 @@ def test_a_receiver_may_listen_to_one_consumer_only() -> None:
     listener = Listener()
 
     with notices.consumer_stopped.connected_to(listener, sender="store"):
-        notices.send(notices.consumer_stopped, "audit")
-        notices.send(notices.consumer_stopped, "store")
+        notices.send("consumer_stopped", "audit")
+        notices.send("consumer_stopped", "store")
 
     assert listener.told == [("store", {})]
 
@@ -91,7 +133,7 @@ def test_a_raising_receiver_is_logged_and_hurts_no_other(caplog: pytest.LogCaptu
     with ExitStack() as connected:
         for listener in listeners:
             connected.enter_context(notices.consumer_started.connected_to(listener))
-        notices.send(notices.consumer_started, "store")
+        notices.send("consumer_started", "store")
 
     assert [listener.told for listener in listeners] == [[("store", {})]] * 4
     first, second = caplog.records
@@ -113,7 +155,7 @@ def test_a_receiver_of_other_arguments_is_logged_and_hurts_nothing(
 
     notices.consumer_started.connect(deaf)
     with notices.consumer_started.connected_to(listener):
-        notices.send(notices.consumer_started, "store")
+        notices.send("consumer_started", "store")
 
     assert listener.told == [("store", {})]
     assert len(caplog.records) == 1
@@ -127,8 +169,8 @@ def test_a_receiver_may_leave_while_it_is_told() -> None:
         listener(consumer)
 
     notices.consumer_started.connect(once)
-    notices.send(notices.consumer_started, "store")
-    notices.send(notices.consumer_started, "store")
+    notices.send("consumer_started", "store")
+    notices.send("consumer_started", "store")
 
     assert listener.told == [("store", {})]
 
@@ -140,7 +182,7 @@ def test_a_receiver_that_exits_on_a_thread_of_the_broadcast_does_not_end_it() ->
     survived: list[bool] = []
 
     def send() -> None:
-        notices.send(notices.consumer_stopped, "store")
+        notices.send("consumer_stopped", "store")
         survived.append(True)
 
     with notices.consumer_stopped.connected_to(leaves):
@@ -150,4 +192,4 @@ def test_a_receiver_that_exits_on_a_thread_of_the_broadcast_does_not_end_it() ->
         assert survived == [True]
 
         with pytest.raises(SystemExit):  # on the main thread it may be meant for the process
-            notices.send(notices.consumer_stopped, "store")
+            notices.send("consumer_stopped", "store")

@@ -16,7 +16,7 @@ from test_installation import receivers, run_one_job, task
 from test_slots import as_in_a_child
 
 import celery_broadcast
-from celery_broadcast import muted, notices, testing
+from celery_broadcast import muted, testing
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
     EVENT_TYPES,
@@ -339,7 +339,7 @@ def test_a_notice_of_the_broadcast_starts_no_thread(events: JobEvents) -> None:
     bridge = celery_broadcast.installation._in_force()
     assert bridge is not None
 
-    bridge.producer.announce(notices.attempt_lost, event=make_event(JobFailed))
+    bridge.producer.announce("attempt_lost", event=make_event(JobFailed))
     bridge.producer.report_died(1, {}, 0)
 
     assert broadcast_threads() == []
