@@ -164,7 +164,7 @@ class Consumers:
                 self._dispatcher.remove(name)
                 self._leaving.append(self._here.pop(name))
                 self._note_losses((name,))
-        self._leaving = [crew for crew in self._leaving if not crew.has_ended()]
+        self._leaving = [crew for crew in self._leaving if not crew.is_gone()]
 
     def mailbox_for(self, subscription: Subscription) -> Mailbox[Item]:
         """Return a new mailbox, as the subscription and the settings want it; on any thread."""

@@ -140,6 +140,11 @@ class Crew:
         started = [thread for thread in self._threads if thread.has_started]
         return bool(started) and all(thread.has_ended for thread in started)
 
+    def is_gone(self) -> bool:
+        """Tell whether there is nothing to wait for: no event, and no thread that tears down."""
+        threads = [thread for thread in self._threads if thread.has_started]
+        return not self.mailbox.stats().pending and all(thread.has_ended for thread in threads)
+
     def is_in_these_hands(self) -> bool:
         """Tell whether the present code is a consumer's, this one's or another's.
 

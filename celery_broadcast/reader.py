@@ -101,6 +101,10 @@ class Reader:
         """Tell whether the stream has been closed."""
         return self._closed.is_set()
 
+    def is_gone(self) -> bool:
+        """Tell whether there is nothing to wait for."""
+        return self.has_ended()
+
     def is_in_these_hands(self) -> bool:
         """Tell whether the present thread is who reads."""
         return self._thread == threading.get_ident()
