@@ -198,6 +198,15 @@ class Consumers:
 
     # Who gets what.
 
+    def have_enough(self, beside: int) -> bool:
+        """Tell whether each was at work when events came, and hasn't got to them yet.
+
+        Args:
+            beside: how many events came.
+        """
+        here = self._here.values()
+        return bool(here) and all(crew.mailbox.has_enough(beside) for crew in here)
+
     def are_settled(self) -> bool:
         """Tell whether events need only be dispatched: nobody is to come, to go, or to be woken."""
         is_known = self._registry.subscriptions is self._known

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# For so long what comes is collected, while no consumer has a use for it.
+_SECONDS_TO_COLLECT = 0.005
+
 
 class Inbox(Generic[T]):
     """Where all threads of a process publish.
 
     Belongs to the producer's thread, which is woken for what comes. But an idle
     consumer's thread may come to the front, and be woken in its place: then an
-    event reaches it with one change of threads, not with two.
+    event reaches it with one change of threads, not with two. And while all
+    consumers have enough to do, nobody need be woken: what comes is collected,
+    and a consumer that gets idle before that is over fetches it.
 
     Attributes:
         items: what waits, the oldest first.
@@ -34,6 +39,13 @@ class Inbox(Generic[T]):
         self.bell: Bell = Bell()
         self._front = self.bell
         self._naps = Naps()
+        # At the front while what comes is collected: it is never awaited.
+        self._nobody = Bell()
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether nobody is woken for what comes."""
+        return self._front is self._nobody
 
     def put(self, item: T) -> None:
         """Add an item, and wake one thread for it. On any thread; never waits.
@@ -66,12 +78,27 @@ class Inbox(Generic[T]):
         self.bell.be_about_to_wait()
         self.bell.wait(0.0 if self.has_any() else seconds)
 
+    def collect(self) -> None:
+        """Let come what does, for a moment, without being woken. On the producer's thread.
+
+        What is for this thread alone ends it. A consumer that gets idle in the
+        very moment in which this begins may get an event by so much later.
+        """
+        if self._front is self.bell:
+            self._front = self._nobody
+        try:
+            self.bell.be_about_to_wait()
+            self.bell.wait(0.0 if self.has_any() else _SECONDS_TO_COLLECT)
+        finally:
+            if self._front is self._nobody:
+                self._front = self.bell
+
     def has_any(self) -> bool:
         """Tell whether there is anything to do for the producer's thread."""
         return bool(self.items or self.left)
 
     def come_to_front(self, bell: Bell) -> bool:
-        """Ring this bell for what comes, unless another is at the front.
+        """Ring this bell for what comes, unless another consumer's is at the front.
 
         Nor while something is there: the producer's thread knows of that. It may
         have to do more than to move it on, and who isn't needed is to sleep.
@@ -79,7 +106,7 @@ class Inbox(Generic[T]):
         Returns:
             Whether it is at the front now.
         """
-        if self.items or (self._front is not self.bell and self._front is not bell):
+        if self.items or self._front not in (self.bell, self._nobody, bell):
             return False
         self._front = bell
         return True
@@ -116,6 +143,8 @@ class Post:
         inbox, bell = self._inbox, mailbox.bell
         try:
             if not inbox.come_to_front(bell):
+                if inbox.is_collecting:
+                    self._move_on()  # who can't wakes the producer's thread
                 bell.be_about_to_wait()
                 bell.wait(0.0 if mailbox.is_ready() else None)
             elif not self._naps.nap(lambda: bool(inbox.items) or mailbox.is_ready()):

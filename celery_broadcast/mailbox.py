@@ -206,6 +206,14 @@ class Mailbox(Generic[T]):
             return True
         return len(self._waiting) >= self._at_least and not self._switch.is_paused
 
+    def has_enough(self, beside: int) -> bool:
+        """Tell whether more waits than came last, or all that comes has to wait.
+
+        Args:
+            beside: how many events came last.
+        """
+        return len(self._waiting) > beside or self.is_paused or self.is_closed
+
     def wait(self, wait_seconds: float | None = None, *, at_least: int = 1) -> None:
         """Wait until so many events can be taken, or no more come, or the time is over.
 

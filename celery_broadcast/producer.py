@@ -154,6 +154,8 @@ class Producer:
         self._serving = threading.Lock()
         # Whether an idle consumer may do so: only between the start of all and the drain.
         self._is_serving = False
+        # How many events it moved on together.
+        self._moved_last = 0
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._draining = threading.Lock()
@@ -410,6 +412,8 @@ class Producer:
 
     def _wait_for_items(self) -> None:
         """Wait until there is something; do meanwhile what it is time for."""
+        if not self._inbox.has_any() and self.consumers.have_enough(beside=self._moved_last):
+            self._inbox.collect()
         while not self._inbox.has_any():
             due_at = self.consumers.due_at
             if due_at is None:
@@ -426,6 +430,7 @@ class Producer:
         """Move on the next events, up to the first request, which is returned."""
         with self._moving:
             items, request = self._next_items(len(self._inbox.items))
+            self._moved_last = len(items)
             if self._refused:
                 self._count_refused()  # first: who subscribes now has not missed it
             try:

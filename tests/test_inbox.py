@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from nodes.deadline import wait_until
 
+from celery_broadcast import inbox as inbox_module
 from celery_broadcast.bell import Bell
 from celery_broadcast.inbox import Inbox, Post
 from celery_broadcast.mailbox import Mailbox
@@ -179,6 +181,66 @@ def test_who_is_at_its_post_hears_also_of_its_mailbox(turn: Callable[[Mailbox[in
 
     waiting.join(10.0)
     assert not waiting.is_alive()
+
+
+def move(inbox: Inbox[int], mailbox: Mailbox[int]) -> None:
+    mailbox.put(inbox.items.popleft())
+
+
+@pytest.fixture
+def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox[int]]:
+    """Have an inbox whose owner collects what comes, until the end of the test."""
+    monkeypatch.setattr(inbox_module, "_SECONDS_TO_COLLECT", 60.0)
+    inbox = Inbox[int]()
+    owner = in_thread(inbox.collect)
+    wait_until(lambda: inbox.is_collecting and inbox.bell.is_awaited)
+    yield inbox
+    inbox.put_for_producer(-1)
+    owner.join(10.0)
+    assert not owner.is_alive()
+    assert not inbox.is_collecting
+
+
+def test_while_what_comes_is_collected_nobody_is_woken_for_it(collecting: Inbox[int]) -> None:
+    collecting.put(1)
+    collecting.put(2)
+
+    assert collecting.bell.rings.empty()
+    assert list(collecting.items) == [1, 2]
+
+
+def test_who_gets_idle_while_what_comes_is_collected_fetches_it(collecting: Inbox[int]) -> None:
+    mailbox = Mailbox[int](size=10)
+    post = Post(collecting, partial(move, collecting, mailbox))
+    collecting.put(1)
+
+    post.wait(mailbox)
+
+    assert mailbox.take(1) == [1]
+    assert collecting.is_collecting
+
+
+def test_who_is_idle_while_what_comes_is_collected_is_woken_for_it(
+    collecting: Inbox[int],
+) -> None:
+    mailbox = Mailbox[int](size=10)
+    post = Post(collecting, partial(move, collecting, mailbox))
+    waiting = in_thread(lambda: post.wait(mailbox))
+    wait_until(lambda: mailbox.bell.is_awaited)
+
+    collecting.put(1)
+
+    waiting.join(10.0)
+    assert mailbox.take(1) == [1]
+
+
+def test_what_came_before_ends_the_collecting_at_once() -> None:
+    inbox = Inbox[int]()
+    inbox.put(1)
+
+    inbox.collect()
+
+    assert not inbox.is_collecting
 
 
 def test_who_is_struck_at_its_post_leaves_it_and_moves_on_what_has_come() -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from nodes.deadline import wait_until
 from recorder import (
     BrokenConsumer,
+    HeldRecorder,
     Recorder,
     StuckConsumer,
     make_event,
@@ -27,7 +28,7 @@ from recorder import (
     subscribe,
 )
 
-from celery_broadcast import notices
+from celery_broadcast import inbox, notices
 from celery_broadcast.batch import Batch
 from celery_broadcast.bridge import Bridge
 from celery_broadcast.consumer import Consumer
@@ -315,7 +316,7 @@ def test_an_idle_consumer_gets_its_events_while_the_producer_is_held(
     producer.notify(events[0])
     wait_for_front(producer)
     with notices.attempt_lost.connected_to(receiver):
-        producer.announce(notices.attempt_lost, event=None)
+        producer.announce("attempt_lost", event=None)
         assert receiver.held.wait(10.0)
         for event in events[1:]:
             wait_for_front(producer)
@@ -351,6 +352,28 @@ def test_an_idle_consumer_sleeps_while_what_is_there_is_the_producers_affair(
         assert len(tries) <= 1
         receiver.freed.set()
     recorder.wait_for(200)
+
+
+def test_while_every_consumer_is_behind_nobody_is_woken_and_nothing_is_lost(
+    make_producer: MakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_SECONDS_TO_COLLECT", 60.0)
+    held = HeldRecorder()
+    producer = make_producer(subscribe(held, "store"))
+    events = numbered(10)
+    producer.notify(events[0])
+    assert held.held.wait(10.0)
+    producer.notify(events[1])
+    wait_until(lambda: not producer._inbox.items)
+    producer.notify(events[2])  # it comes to one that waits already
+    wait_until(lambda: producer._inbox.is_collecting)
+    for event in events[3:]:
+        producer.notify(event)
+    assert producer._inbox.items
+
+    held.freed.set()
+
+    assert held.wait_for(10) == events
 
 
 def test_an_idle_consumer_moves_on_also_what_others_are_to_have(
@@ -1151,7 +1174,7 @@ def test_what_a_notice_was_about_is_not_kept_alive(make_producer: MakeProducer) 
     fact = Fact()
     kept = weakref.ref(fact)
     with notices.attempt_lost.connected_to(hear):
-        producer.announce(notices.attempt_lost, event=fact)
+        producer.announce("attempt_lost", event=fact)
         del fact
         wait_until(lambda: bool(heard))
 
@@ -1175,7 +1198,7 @@ def test_after_a_notice_whose_receiver_held_up_a_drain_nothing_starts_by_itself(
     ):
         producer.notify(make_event(JobFinished))
         recorder.wait_for(1)
-        producer.announce(notices.attempt_lost, event=None)
+        producer.announce("attempt_lost", event=None)
         receiver.held.wait(10.0)
         producer.drain(0.0)
         thread = producer._thread
@@ -1385,7 +1408,7 @@ def test_a_process_whose_consumers_have_nothing_to_do_is_not_woken_to_look_at_th
 
     wait_until(lambda: bool(looks) and producer.consumers._look_due_at is None)
     so_far = len(looks)
-    producer.announce(notices.attempt_lost)  # it wakes the thread, for something else
+    producer.announce("attempt_lost")  # it wakes the thread, for something else
     producer.notify(make_event(JobFinished))
     recorder.wait_for(2)
 
