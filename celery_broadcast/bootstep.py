@@ -34,11 +34,17 @@ class BroadcastStep(bootsteps.StartStopStep):
         return {"broadcast": answer()}
 
     def start(self, parent: Any) -> None:  # noqa: ARG002  # as above
-        """Begin to serve metrics."""
+        """Begin to serve metrics, and to export them."""
         from celery_broadcast import installation  # noqa: PLC0415  # it imports this module
 
         bridge = installation.bridge_in_force()
-        if bridge is None or bridge.settings.metrics_port is None:
+        if bridge is None:
+            return
+        if bridge.settings.opentelemetry:
+            from celery_broadcast.otel_switch import observe_if_set  # noqa: PLC0415  # few ask
+
+            observe_if_set(bridge.settings)
+        if bridge.settings.metrics_port is None:
             return
         from celery_broadcast.metrics_endpoint import MetricsEndpoint  # noqa: PLC0415  # few ask
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -30,6 +31,7 @@ def check(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001  # click's
     mistakes += more
     consumers, more = _consumers(app, is_readable=not more)
     mistakes += more
+    mistakes += _missing_packages(settings)
     relay, more = _relay(app, is_readable=all("error" not in each for each in settings))
     mistakes += more
     report = {
@@ -106,6 +108,24 @@ def _settings(app: Any) -> tuple[list[dict[str, Any]], list[str]]:
         else:
             rows[found.name] = row
     return list(rows.values()), mistakes
+
+
+#: The package that a setting needs, and the extra that brings it.
+_NEEDED = {
+    "metrics_port": ("prometheus_client", "prometheus"),
+    "opentelemetry": ("opentelemetry", "otel"),
+}
+
+
+def _missing_packages(settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Tell which settings a worker can't follow, for want of a package."""
+    for row in settings:
+        package, extra = _NEEDED.get(row["setting"], ("", ""))
+        if package and row.get("value") and find_spec(package) is None:
+            yield (
+                f"broadcast_{row['setting']} is set, and {package} isn't installed here. Install "
+                f'it with: pip install "celery-broadcast[{extra}]".'
+            )
 
 
 def _load(app: Any) -> Any:

@@ -94,11 +94,13 @@ def consume(  # noqa: PLR0913, PLR0917  # an option each
         app = ctx.obj.app
         # What consumers print stays as it is, where a worker would make log lines of it.
         app.log.setup(loglevel, logfile, colorize=False if ctx.obj.no_color else None)
+        from celery_broadcast.otel_switch import observe_if_set  # noqa: PLC0415
         from celery_broadcast.relay.consuming import Consuming, run  # noqa: PLC0415
 
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # into a pipe too
         consuming = Consuming(chosen, settings, choice.new_transport, choice.limits())
+        observe_if_set(settings)
         with _serving_metrics(settings, metrics_port):
             code = run(consuming, ready_file)
     ctx.exit(code)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from celery_broadcast.counts import DRAIN_TIMEOUT
 from celery_broadcast.crew import Crew
@@ -18,7 +19,12 @@ from celery_broadcast.mailbox import Mailbox
 from celery_broadcast.reader import Reader
 from celery_broadcast.selection import Kind
 from celery_broadcast.settings import Settings
-from celery_broadcast.subscription import FROM_SETTINGS, Registry, Subscription
+from celery_broadcast.subscription import FROM_SETTINGS, RELAY, Registry, Subscription
+
+if TYPE_CHECKING:
+    from celery_broadcast.consumer import Consumer
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Makes the relay to remote consumers, a consumer of our own.
 MakeRelay: TypeAlias = Callable[[tuple[Subscription, ...]], Subscription]
@@ -137,12 +143,30 @@ class Consumers:
         elif before.has_given_up:
             return before  # for good: it only counts what it doesn't get
         post = None if self._new_post is None else self._new_post()
-        crew = Crew(subscription, self.mailbox_for(subscription), before, post)
+        trace = self._trace_of(subscription)
+        crew = Crew(subscription, self.mailbox_for(subscription), before, post, trace)
         if self.are_lazy:
             self._asleep.append(crew)
         else:
             crew.start()
         return crew
+
+    def _trace_of(self, subscription: Subscription) -> Callable[[Consumer], Consumer] | None:
+        """Return what makes a consumer run in the trace context of the job, if that is set."""
+        if not self._settings.opentelemetry or subscription.name == RELAY:
+            return None
+        try:
+            from celery_broadcast import otel_tracing  # noqa: PLC0415  # an extra
+        except ImportError:
+            logger.error(  # noqa: TRY400  # it says all
+                "consumer %r has no trace context: broadcast_opentelemetry is set, and "
+                "opentelemetry-api isn't installed. Install the extra, celery-broadcast[otel]",
+                subscription.name,
+            )
+            return None
+        if subscription.is_async:
+            return otel_tracing.TracedCoroutineConsumer
+        return otel_tracing.TracedConsumer
 
     def _wake_up(self) -> None:
         """Start those who have got their first event."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from celery_broadcast.consumer_thread import ConsumerThread
@@ -17,6 +17,7 @@ from celery_broadcast.station import Station, hands
 from celery_broadcast.subscription import Subscription
 
 if TYPE_CHECKING:
+    from celery_broadcast.consumer import Consumer
     from celery_broadcast.rate_limit import RateLimit
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Crew:
         mailbox: where its events wait.
         before: the crew of the same subscription that a drain has stopped, if any.
         post: where its thread waits while it is idle; None is its mailbox.
+        trace: makes of a consumer one that runs in the trace context of the job.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class Crew:
         mailbox: Mailbox[Item],
         before: Crew | None = None,
         post: Post | None = None,
+        trace: Callable[[Consumer], Consumer] | None = None,
     ) -> None:
         self.subscription = subscription
         self.mailbox = mailbox
         self._station = Station(subscription, mailbox, post)
+        self._station.trace = trace
         if before is not None:
             self._station.rate_limit = before.rate_limit
         # Reentrant: a signal handler may cancel what it interrupted in its start.

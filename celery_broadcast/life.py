@@ -77,7 +77,8 @@ class Life:
             if isinstance(consumer, PatientConsumer):
                 consumer.situation = self._station
             refuse_coroutine(consumer.setup(), "setup", _REMEDY)
-        self._consumer = consumer
+        trace = self._station.trace
+        self._consumer = consumer if trace is None else trace(consumer)
         self._is_plain = self._station.is_plain() and not django_connections.is_used()
         self._can_run = self._is_plain and self._station.is_simple()
         notices.send("consumer_started", self._station.name)

@@ -270,6 +270,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         redact: dotted path of the function that sees each event before it leaves.
         metrics_port: where the main process of a worker serves metrics; None is nowhere.
         metrics_host: of which address.
+        opentelemetry: whether consumers run in the trace context of the job, and
+            the numbers are instruments.
     """
 
     enabled: bool = False
@@ -288,6 +290,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redact: str | None = None
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
+    opentelemetry: bool = False
 
     def __repr__(self) -> str:
         """Show the settings, but no secret."""
@@ -317,6 +320,7 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "redact": _check_redact,
     "metrics_port": _check_port,
     "metrics_host": _check_host,
+    "opentelemetry": check_flag,
 }
 
 #: Those that no message, log line or `repr` shows.

@@ -25,6 +25,7 @@ from celery_broadcast.subscription import Subscription
 # What few consumers ask for is loaded where one does.
 if TYPE_CHECKING:
     from celery_broadcast.calls import Call, Calls
+    from celery_broadcast.consumer import Consumer
     from celery_broadcast.rate_limit import RateLimit
     from celery_broadcast.receipt import Outcome, Receipt
 
@@ -73,6 +74,8 @@ class Station:
         self._giving_up = threading.Lock()
         #: Called, on any thread, after one of them is set.
         self.on_turn: Callable[[], None] | None = None
+        #: Makes of a consumer one that runs in the trace context of the job; None is as it is.
+        self.trace: Callable[[Consumer], Consumer] | None = None
         self.rate_limit: RateLimit | None = None
         if subscription.rate_limit is not None:
             from celery_broadcast.rate_limit import RateLimit  # noqa: PLC0415

@@ -34,6 +34,7 @@ GIVEN: dict[str, tuple[object, object]] = {
     "redact": ("shop.privacy.redact", "shop.privacy.redact"),
     "metrics_port": (9808, 9808),
     "metrics_host": ("0.0.0.0", "0.0.0.0"),  # noqa: S104  # said, and not bound
+    "opentelemetry": (True, True),
 }
 
 NAMES = list(Settings.__struct_fields__)
@@ -305,6 +306,7 @@ def test_a_wrong_value_is_an_error_that_names_the_setting_the_value_and_what_is_
         ("redact", ["", ".", "shop.", "shop..redact", "shop:redact", print, 5]),
         ("metrics_port", [0, -1, 65_536, True, "9808", 98.08]),
         ("metrics_host", ["", " ", None, 5, b"127.0.0.1"]),
+        ("opentelemetry", ["ja", None]),
     ],
 )
 def test_a_wrong_value_is_an_error_whatever_it_is(name: str, values: list[object]) -> None:

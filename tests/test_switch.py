@@ -214,6 +214,38 @@ def test_a_cancel_waits_for_the_teardown_too() -> None:
     assert subscription.cancel()
 
 
+def test_a_drain_waits_for_the_teardown_of_one_that_was_cancelled_before() -> None:
+    lives: list[str] = []
+    allowed = threading.Event()
+
+    class SlowToEnd(Consumer):
+        def handle(self, event: JobEvent) -> None: ...
+
+        def teardown(self) -> None:
+            allowed.wait(10.0)
+            lives.append("torn down")
+
+    subscription = celery_broadcast.subscribe(SlowToEnd, name="store")
+    publish(1)
+    wait_until(lambda: stats().handled == 1)
+    subscription.cancel(timeout=0)
+    recorder = Recorder()
+    celery_broadcast.subscribe(recorder.handle, name="audit")
+    publish(1)  # whoever has nothing to handle any more is let go
+    wait_until(lambda: len(recorder.events) == 1)
+
+    def allow() -> None:
+        wait_until(lambda: "broadcast" not in broadcast_threads())  # it is being drained
+        allowed.set()
+
+    helper = threading.Thread(target=allow)
+    helper.start()
+    celery_broadcast.drain()
+
+    assert lives == ["torn down"]
+    helper.join()
+
+
 def test_a_cancel_with_a_timeout_goes_on_after_it_and_says_so() -> None:
     recorder, subscription = hold(waiting=1)
 

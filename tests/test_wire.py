@@ -773,6 +773,105 @@ def test_an_event_that_is_not_in_a_parcel_has_not_failed_in_it() -> None:
         failed_again(a_parcel(), other, "no")
 
 
+# The trace context.
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACED = {"traceparent": TRACEPARENT, "tracestate": "shop=1"}
+NONE_OF_W3C: tuple[Any, ...] = (
+    *("", "no", 5, ["x"], {"x": 1}, f"{TRACEPARENT}\n", f"ff{TRACEPARENT[2:]}"),
+    *(f"00-{'0' * 32}-{'1' * 16}-00", f"00-{'1' * 32}-{'0' * 16}-00", TRACEPARENT.upper()),
+    "x" * 100_000,
+)
+
+
+def context_of(event: JobEvent) -> dict[str, Any]:
+    return {name: (event.headers or {}).get(name) for name in TRACED}
+
+
+def test_the_trace_context_of_a_job_travels_in_attributes_of_cloud_events() -> None:
+    (attributes,) = as_json(a_parcel(make_event(JobStarted, headers=TRACED)))
+
+    assert {name: attributes[name] for name in TRACED} == TRACED
+
+
+def test_a_job_without_a_trace_context_has_no_such_attributes() -> None:
+    (attributes,) = as_json(a_parcel(make_event(JobStarted, headers={"tracestate": "shop=1"})))
+
+    assert not attributes.keys() & TRACED.keys()
+
+
+def test_a_trace_context_arrives_in_the_headers() -> None:
+    parcel = changed(a_parcel(make_event(JobStarted, headers={"shop": "north"})), **TRACED)
+
+    (arrived,) = read(parcel, LIMITS).arrived
+
+    assert arrived.event.headers == {"shop": "'north'", **TRACED}
+
+
+def test_a_redaction_of_the_headers_leaves_the_parent_but_not_what_others_have_added() -> None:
+    (arrived,) = sent(
+        make_event(JobStarted, headers=TRACED),
+        redact=lambda event: msgspec.structs.replace(event, headers=None),
+    )
+
+    assert arrived.event.headers == {"traceparent": TRACEPARENT}
+
+
+def test_a_redaction_that_fails_leaves_the_parent_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    def redact(event: JobEvent) -> JobEvent:
+        raise LookupError
+
+    (arrived,) = sent(make_event(JobStarted, headers={"card": "4111", **TRACED}), redact=redact)
+
+    assert arrived.event.headers == {"traceparent": TRACEPARENT}
+
+
+def test_a_parent_that_came_by_itself_does_not_get_the_state_of_another() -> None:
+    event = make_event(JobStarted, headers=TRACED)
+    other = f"{TRACEPARENT[:-2]}00"
+    (attributes,) = as_json(a_parcel(event))
+    del attributes["tracestate"]
+
+    (arrived,) = read(
+        with_body(a_parcel(event), [{**attributes, "traceparent": other}]), LIMITS
+    ).arrived
+
+    assert context_of(arrived.event) == {"traceparent": other, "tracestate": None}
+
+
+@pytest.mark.parametrize("value", NONE_OF_W3C, ids=lambda value: repr(value)[:20])
+def test_what_is_no_trace_context_is_ignored_and_the_event_is_read(value: Any) -> None:
+    parcel = a_parcel(make_event(JobStarted))
+    odd_state = changed(parcel, traceparent=TRACEPARENT, tracestate=["\n"])
+
+    (arrived,) = read(changed(parcel, traceparent=value, tracestate="shop=1"), LIMITS).arrived
+    (stateless,) = read(odd_state, LIMITS).arrived
+
+    assert arrived.event.headers is None
+    assert stateless.event.headers == {"traceparent": TRACEPARENT}
+
+
+@pytest.mark.parametrize("value", NONE_OF_W3C, ids=lambda value: repr(value)[:20])
+def test_what_is_no_trace_context_does_not_leave_as_one(value: Any) -> None:
+    headers = {"traceparent": value, "tracestate": "shop=1"}
+
+    (attributes,) = as_json(a_parcel(make_event(JobStarted, headers=headers)))
+
+    assert not attributes.keys() & TRACED.keys()
+
+
+@pytest.mark.parametrize("value", ["", "x" * 513, "caf\u00e9=1", "a=1\n", 5])
+def test_a_state_that_is_none_stays_behind_and_the_parent_goes(value: Any) -> None:
+    headers = {"traceparent": TRACEPARENT, "tracestate": value}
+
+    (attributes,) = as_json(a_parcel(make_event(JobStarted, headers=headers)))
+
+    assert attributes["traceparent"] == TRACEPARENT
+    assert "tracestate" not in attributes
+
+
 # Redaction.
 
 

@@ -10,8 +10,10 @@
 
 `data` has the fields of the event under their own names, but for those that are
 attributes of the CloudEvent: `taskid`, `subject` (the task's name), `rootid` and
-`id`. What has its default value is left out. The type is that of the event in
-lower case without "Job", after "io.celery.task.".
+`id`. The trace context in the job's headers is in attributes too, those of
+CloudEvents' distributed tracing extension. What has its default value is left
+out. The type is that of the event in lower case without "Job", after
+"io.celery.task.".
 
 What is read makes the event types of `EVENT_TYPES` and plain JSON values,
 nothing else: no class is looked up but Python's own exceptions, nothing is
@@ -45,6 +47,13 @@ from celery_broadcast.relay.payload import (
     text_of,
 )
 from celery_broadcast.relay.redaction import Redact, Redaction, without_data
+from celery_broadcast.relay.trace_context import (
+    TRACEPARENT,
+    TRACESTATE,
+    parent_in,
+    state_in,
+    with_context,
+)
 from celery_broadcast.relay.transport import Limits, Parcel
 from celery_broadcast.settings import shown
 
@@ -124,6 +133,9 @@ class CloudEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
         int, msgspec.Meta(ge=0, le=2**31 - 1), _about("how often a consumer raised on it")
     ] = 0
     error: Annotated[str, _about("what it raised the last time, as text")] = ""
+    # Of any kind, so that what is none is ignored, and not the event with it.
+    traceparent: Annotated[Any, TRACEPARENT] = None
+    tracestate: Annotated[Any, TRACESTATE] = None
 
 
 class _Versioned(msgspec.Struct):
@@ -291,7 +303,8 @@ class Writer:
             if redacted is None:
                 continue
             lane = type(redacted).__name__, _text(redacted.task_name)
-            encoded = self._encoded(redacted, lane, payload)
+            parent = parent_in(event.headers)  # type: ignore[attr-defined]  # one of a job
+            encoded = self._encoded(redacted, lane, payload, parent)
             bundle = latest.get(lane)
             if bundle is None or not bundle.has_room_for(encoded):
                 bundle = latest[lane] = _Bundle(lane)
@@ -311,20 +324,25 @@ class Writer:
         self.foreign += 1
         return None
 
-    def _encoded(self, event: JobEvent, lane: tuple[str, str], payload: str) -> bytes:
+    def _encoded(
+        self, event: JobEvent, lane: tuple[str, str], payload: str, parent: str | None
+    ) -> bytes:
         self._sequence += 1
         self._task_sequences[lane] = self._task_sequences.get(lane, 0) + 1
         try:
-            encoded = _encode(self._cloud_event(event, lane, payload))
+            encoded = _encode(self._cloud_event(event, lane, payload, parent))
         except Exception:  # noqa: BLE001  # nearly always a text that UTF-8 can't say
-            encoded = _encode(_plain(self._cloud_event(event, lane, "text"), _MOST_OF_TEXT))
+            bare = self._cloud_event(event, lane, "text", parent)
+            encoded = _encode(_plain(bare, _MOST_OF_TEXT))
         if len(encoded) + 2 > MOST_BYTES:
             self.shortened += 1
-            bare = self._cloud_event(without_data(event), lane, "text")
+            bare = self._cloud_event(without_data(event), lane, "text", parent)
             encoded = _encode(_plain(bare, MOST_CHARACTERS))
         return encoded
 
-    def _cloud_event(self, event: JobEvent, lane: tuple[str, str], payload: str) -> Any:
+    def _cloud_event(
+        self, event: JobEvent, lane: tuple[str, str], payload: str, parent: str | None
+    ) -> Any:
         event_type, task_name = lane
         codec = _CODECS[event_type]
         data = codec.data(*codec.values_of(event))
@@ -346,6 +364,9 @@ class Writer:
             rootid=_text_or_none(event.root_id),
             payload=payload,
             data=data,
+            # A redaction may take the headers, but these are numbers, and of nobody.
+            traceparent=parent,
+            tracestate=None if parent is None else state_in(event.headers),
         )
 
 
@@ -642,6 +663,8 @@ def _arrived(cloud_event: CloudEvent, parcel: Parcel, codec: _Codec) -> Arrived:
     if codec.has_exception:
         names = (fields["exception_type"], *fields["exception_bases"])
         fields["exception_class"] = _nearest_class(names)
+    parent, state = cloud_event.traceparent, cloud_event.tracestate
+    fields["headers"] = with_context(fields["headers"], parent, state)
     event = codec.event_type(
         task_id=cloud_event.taskid,
         task_name=cloud_event.subject,
