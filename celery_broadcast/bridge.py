@@ -18,7 +18,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import celery
 from billiard.exceptions import WorkerLostError
@@ -46,6 +46,9 @@ from celery_broadcast.settings import Settings
 from celery_broadcast.slots import Slots
 from celery_broadcast.survivor import End, Survivor
 from celery_broadcast.waiting import undisturbed
+
+if TYPE_CHECKING:
+    from celery_broadcast.jobs import Jobs
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -150,6 +153,12 @@ class Bridge:
             (signals.worker_process_shutdown, self.on_worker_process_shutdown),
             (signals.worker_shutdown, self.on_worker_shutdown),
         )
+        self._jobs: Jobs | None = None
+        if settings.metrics_port is not None or settings.opentelemetry:
+            from celery_broadcast.jobs import Jobs  # noqa: PLC0415  # nobody else pays for it
+
+            producer.ledger.jobs = self._jobs = Jobs()
+            self._receivers += ((signals.before_task_publish, self.on_before_task_publish),)
 
     def connect(self) -> None:
         """Connect to Celery's signals, each once however often this is called."""
@@ -234,6 +243,11 @@ class Bridge:
         if attempt is None:
             attempt = self._new_attempt(task, request, task_id, args, kwargs)
         self._attempts.start(request, attempt)
+        if self._jobs is not None and attempt.started_monotonic is not None and not attempt.muted:
+            from celery_broadcast.due import wait_of  # noqa: PLC0415  # as the jobs' numbers
+
+            wait = wait_of(request.headers, attempt.facts["started_at"])
+            self._jobs.start(attempt.facts, attempt.started_monotonic, attempt.note, wait)
         if JobStarted in self._produced and not attempt.muted:
             if attempt.start is None:
                 attempt.start = self.producer.delivery(JobStarted(**attempt.facts), attempt.note)
@@ -268,6 +282,13 @@ class Bridge:
             acks_late=bool(getattr(task, "acks_late", False)),
             muted=self._is_muted(),
         )
+
+    @_border
+    def on_before_task_publish(self, headers: Any = None, **_: Any) -> None:
+        """Note when a job is sent, for whoever counts how long it waits."""
+        from celery_broadcast.due import note_due  # noqa: PLC0415  # as above
+
+        note_due(headers)
 
     @_border
     def on_task_failure(
@@ -517,15 +538,24 @@ class Bridge:
         if attempt.end is None:
             if not self._attempts.can_end(attempt):
                 return
+            now = time.monotonic()
             if attempt.muted or event_type not in self._produced:
+                self._count_end(event_type, attempt, now)
                 self._attempts.close(attempt)
                 return
-            event = _event(event_type, attempt, details, time.time(), time.monotonic())
+            event = _event(event_type, attempt, details, time.time(), now)
             note = self._attempts.tell(attempt, event_type)
+            self._count_end(event_type, attempt, now)
             attempt.end = self.producer.delivery(event, note)
         self.producer.put(attempt.end)
         if attempt.end.note is None:
             self._attempts.close(attempt)
+
+    def _count_end(self, event_type: type[JobEnded], attempt: Attempt, now: float) -> None:
+        """Count it, before its note may serve another attempt."""
+        if self._jobs is not None and not attempt.muted:
+            since, note = attempt.started_monotonic, attempt.note
+            self._jobs.end(attempt.facts, since, event_type, _runtime(since, now), note)
 
     # For a process that is gone, on any thread of the main process.
 
@@ -535,6 +565,10 @@ class Bridge:
         event = _event(end.event_type, end.attempt, end.details, end.ended_at, end.ended_monotonic)
         if end.event_type in self._produced:
             self.producer.notify(event)
+        if self._jobs is not None and not end.is_counted:
+            since, until = end.attempt.started_monotonic, end.ended_monotonic
+            runtime = _runtime(since, until)
+            self._jobs.end(end.attempt.facts, since, end.event_type, runtime)
         if end.of_gone:
             self.producer.announce("attempt_lost", event=event)
 
@@ -549,9 +583,12 @@ def _event(
     ended_at: float,
     ended_monotonic: float,
 ) -> JobEnded:
-    since = attempt.started_monotonic
-    runtime = 0.0 if since is None else ended_monotonic - since
+    runtime = _runtime(attempt.started_monotonic, ended_monotonic)
     return event_type(**attempt.facts, **details, ended_at=ended_at, runtime=runtime)
+
+
+def _runtime(since: float | None, until: float) -> float:
+    return 0.0 if since is None else until - since
 
 
 def _in_pool_process() -> bool:

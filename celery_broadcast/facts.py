@@ -19,6 +19,9 @@ from celery.utils.time import maybe_make_aware
 from celery_broadcast.events import qualified_name
 from celery_broadcast.settings import Settings
 
+#: The header of ours that says when a job was due. It is not of the user's, so not an event's.
+DUE_AT = "celery-broadcast-due-at"
+
 # Routing keys can be made up at run time without end.
 _MOST_QUEUES_REMEMBERED = 10_000
 
@@ -64,7 +67,8 @@ class Facts:
             "task_name": _text(getattr(task, "name", None)) or "",
             "args": args if self._payload else None,
             "kwargs": kwargs if self._payload else None,
-            "queue": self._queue(task.app, exchange, routing_key),
+            # On the default exchange, the routing key is the queue's name.
+            "queue": routing_key if exchange == "" else self._queue(task, exchange, routing_key),
             "exchange": exchange,
             "routing_key": routing_key,
             "retries": getattr(request, "retries", None) or 0,
@@ -73,7 +77,7 @@ class Facts:
             "group_id": getattr(request, "group", None),
             "worker": getattr(request, "hostname", None) or "",
             "pid": pid,
-            "headers": dict(headers) if headers else None,
+            "headers": _of_the_user(headers) if headers else None,
             "started_at": started_at,
         }
 
@@ -120,17 +124,15 @@ class Facts:
         cause = getattr(retry, "exc", None) or getattr(retry, "__cause__", None) or retry
         return {**self.of_exception(cause, traceback), "eta": _eta(retry, app)}
 
-    def _queue(self, app: Celery, exchange: str | None, routing_key: str | None) -> str | None:
+    def _queue(self, task: Any, exchange: str | None, routing_key: str | None) -> str | None:
         """Return the name of the queue; None where only a pattern binds it.
 
-        A message tells its exchange and routing key, not its queue. On the
-        default exchange the routing key is the queue; else a declared queue
-        of the app may have both.
+        A message tells its exchange and routing key, not its queue. A declared
+        queue of the app may have both.
         """
         if exchange is None or routing_key is None:
             return None
-        if not exchange:
-            return routing_key
+        app: Celery = task.app
         key = (app, exchange, routing_key)
         if key not in self._queues:
             if len(self._queues) >= _MOST_QUEUES_REMEMBERED:
@@ -148,7 +150,16 @@ class Facts:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     """Return what a foreign client may have sent as something else."""
-    return value if type(value) is dict or isinstance(value, Mapping) else {}
+    if type(value) is dict:
+        return value
+    # Headers are None as a rule, and to ask for an abstract class takes long when caches are cold.
+    return value if value is not None and isinstance(value, Mapping) else {}
+
+
+def _of_the_user(headers: Mapping[str, Any]) -> dict[str, Any] | None:
+    own = dict(headers)
+    own.pop(DUE_AT, None)
+    return own or None
 
 
 def _text(value: Any) -> str | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celery_broadcast.bridge import Bridge
     from celery_broadcast.counts import ConsumerStats
     from celery_broadcast.events import Event
+    from celery_broadcast.jobs import JobNumbers, Key
     from celery_broadcast.producer import Drained, Producer
     from celery_broadcast.subscription import Registry, Subscription
 
@@ -114,6 +115,15 @@ def stats() -> dict[str, ConsumerStats]:
     bridge = _in_force()
     stats = {} if bridge is None else bridge.producer.stats()
     return stats if _consuming is None else {**stats, **_consuming.stats()}
+
+
+def job_numbers() -> dict[Key, JobNumbers]:
+    """Return the jobs' own numbers, by the names of the task and the queue.
+
+    Empty where nobody asks for metrics. May be called on any thread.
+    """
+    bridge = _in_force()
+    return {} if bridge is None else bridge.producer.ledger.job_numbers()
 
 
 def sample() -> None:

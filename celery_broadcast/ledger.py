@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Hashable, Mapping
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,7 +24,10 @@ from celery_broadcast.counts import (
     total_of,
 )
 from celery_broadcast.lags import Lags
-from celery_broadcast.slots import Slot, Slots, row_key
+from celery_broadcast.slots import Running, Slot, Slots, row_key
+
+if TYPE_CHECKING:
+    from celery_broadcast.jobs import JobNumbers, Jobs, Key
 
 
 class Ledger:
@@ -36,6 +40,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._slots: Slots | None = None
+        #: The jobs' own numbers, where somebody wants them.
+        self.jobs: Jobs | None = None
         self.forget()
         fork.starts_clean(self)
 
@@ -51,6 +57,8 @@ class Ledger:
     def share(self, slots: Slots) -> None:
         """Count where these slots are read, and read those of others."""
         self._slots = slots
+        if self.jobs is not None:
+            self.jobs.share(slots)
 
     def counts(self, name: str) -> Counts:
         """Return where this process counts for a consumer."""
@@ -97,6 +105,20 @@ class Ledger:
         lag = self._lags.lag(where, settled, time.monotonic()) if stats.pending else 0.0
         return msgspec.structs.replace(stats, lag=lag) if lag else stats
 
+    def settle_job(self, slot: Slot, note: int, running: Running) -> bool:
+        """Finish what a process that is gone was about to count of an attempt it had noted.
+
+        Returns:
+            Whether the end of the attempt is counted among the jobs' own numbers.
+        """
+        with self._lock:
+            return self.jobs is not None and self.jobs.settle(slot, note, running)
+
+    def job_numbers(self) -> dict[Key, JobNumbers]:
+        """Return the jobs' own numbers: of this process, and of its pool's, living and gone."""
+        with self._lock:
+            return {} if self.jobs is None else self.jobs.numbers(self._living_below())
+
     def bury(self, slot: Slot) -> dict[str, int]:
         """Keep what a process that is gone has counted; its slot is free then.
 
@@ -115,6 +137,8 @@ class Ledger:
                 self._departed[key] = total_of(departed)
                 errors = [self._departed_errors.get(key), counts.last_error()]
                 self._departed_errors[key] = max(filter(None, errors), default=None)
+            if self.jobs is not None:
+                self.jobs.bury(slot)
             slot.free()
         return lost
 

@@ -1,9 +1,9 @@
-"""The numbers of the consumers, as Prometheus wants them; needs the extra `[prometheus]`."""
+"""The numbers of the consumers and of the jobs, as Prometheus wants them; needs `[prometheus]`."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -13,10 +13,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from celery_broadcast import durations, jobs
 from celery_broadcast.counts import DROP_REASONS, ConsumerStats
-from celery_broadcast.durations import BOUNDS, Durations
+from celery_broadcast.jobs import JobNumbers, Key
 
 _LABELS = ("consumer",)
+_JOB_LABELS = ("task", "queue")
 _STATES = ("running", "paused", "stuck", "gave-up")
 
 
@@ -38,6 +40,26 @@ class ConsumersCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the metrics of this moment."""
         return _metrics(self._stats())
+
+
+class JobsCollector(Collector):
+    """Reads the jobs' own numbers anew at each scrape; keeps none itself.
+
+    Args:
+        numbers: returns them, by the names of the task and the queue, such as
+            `installation.job_numbers`. Called on the thread that serves the scrape.
+    """
+
+    def __init__(self, numbers: Callable[[], Mapping[Key, JobNumbers]]) -> None:
+        self._numbers = numbers
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the metrics without samples, so that registering reads no numbers."""
+        return _job_metrics({})
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of this moment."""
+        return _job_metrics(self._numbers())
 
 
 def _metrics(stats: Mapping[str, ConsumerStats]) -> list[Metric]:
@@ -90,13 +112,48 @@ def _metrics(stats: Mapping[str, ConsumerStats]) -> list[Metric]:
         lag.add_metric(labels, numbers.lag)
         for state in _STATES:
             processes.add_metric([name, state], numbers.processes.get(state, 0))
-        handle.add_metric(labels, _cumulative(numbers.durations), numbers.durations.seconds)
+        calls = numbers.durations
+        handle.add_metric(labels, _cumulative(durations.BOUNDS, calls.buckets), calls.seconds)
     return [
         *(offered, handled, declined, failed, dropped, restarts),
         *(pending, lag, processes, handle),
     ]
 
 
-def _cumulative(durations: Durations) -> list[tuple[str, float]]:
-    bounds = (*map(str, BOUNDS), "+Inf")
-    return list(zip(bounds, itertools.accumulate(durations.buckets), strict=True))
+def _job_metrics(numbers: Mapping[Key, JobNumbers]) -> list[Metric]:
+    prefix = "celery_"
+    started = CounterMetricFamily(
+        prefix + "jobs_started", "Attempts of jobs that started.", labels=_JOB_LABELS
+    )
+    ended = CounterMetricFamily(
+        prefix + "jobs_ended",
+        "Attempts that ended, and jobs that never started; by the name of the event.",
+        labels=(*_JOB_LABELS, "type"),
+    )
+    running = GaugeMetricFamily(
+        prefix + "jobs_running", "Attempts that started and haven't ended.", labels=_JOB_LABELS
+    )
+    runtime = HistogramMetricFamily(
+        prefix + "job_runtime_seconds",
+        "Seconds that attempts took, however they ended.",
+        labels=_JOB_LABELS,
+    )
+    wait = HistogramMetricFamily(
+        prefix + "job_wait_seconds",
+        "Seconds from when a job was sent, or due, to its start, where its sender told that.",
+        labels=_JOB_LABELS,
+    )
+    for (task, queue), its in numbers.items():
+        started.add_metric([task, queue], its.started)
+        # All of them, so that an alert sees the first as an increase.
+        for name, count in its.ended.items():
+            ended.add_metric([task, queue, name], count)
+        running.add_metric([task, queue], its.running)
+        runtime.add_metric([task, queue], _cumulative(jobs.BOUNDS, its.buckets), its.seconds)
+        wait.add_metric([task, queue], _cumulative(jobs.BOUNDS, its.waits), its.waited_seconds)
+    return [started, ended, running, runtime, wait]
+
+
+def _cumulative(bounds: Sequence[float], buckets: Iterable[int]) -> list[tuple[str, float]]:
+    names = (*map(str, bounds), "+Inf")
+    return list(zip(names, itertools.accumulate(buckets), strict=True))

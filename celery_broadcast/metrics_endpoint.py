@@ -39,7 +39,10 @@ class MetricsEndpoint:
                 start_http_server,
             )
 
-            from celery_broadcast.metrics import ConsumersCollector  # noqa: PLC0415  # as above
+            from celery_broadcast.metrics import (  # noqa: PLC0415  # as above
+                ConsumersCollector,
+                JobsCollector,
+            )
         except ImportError:
             logger.error(  # noqa: TRY400  # it says all
                 "broadcast can't serve metrics: prometheus-client isn't installed. Install the "
@@ -48,6 +51,7 @@ class MetricsEndpoint:
             return
         registry = CollectorRegistry()
         registry.register(ConsumersCollector(installation.stats))
+        registry.register(JobsCollector(installation.job_numbers))
         try:
             self._server, self._thread = start_http_server(self._port, self._host, registry)
         except OSError as error:

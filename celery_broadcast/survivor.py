@@ -45,6 +45,7 @@ class _Dead(msgspec.Struct, frozen=True):
         running: the attempt.
         pid: its process.
         is_start_told: whether a consumer may have heard of its start.
+        is_end_counted: whether its process has counted its end.
         since: when that was found, in seconds of the monotonic clock. Celery
             may still have news.
         seen_at: the same, in seconds since 1970, UTC.
@@ -53,6 +54,7 @@ class _Dead(msgspec.Struct, frozen=True):
     running: Running
     pid: int
     is_start_told: bool
+    is_end_counted: bool = False
     since: float = msgspec.field(default_factory=time.monotonic)
     seen_at: float = msgspec.field(default_factory=time.time)
 
@@ -78,6 +80,7 @@ class End(msgspec.Struct, frozen=True):
         details: the fields that `event_type` adds.
         of_gone: whether it had started, in a process that is gone.
         is_start_told: whether a consumer may have heard of its start.
+        is_counted: whether the process that ran it has counted the end.
         ended_at: when its process was seen to be gone, in seconds since 1970, UTC.
         ended_monotonic: the same, by the monotonic clock.
     """
@@ -87,6 +90,7 @@ class End(msgspec.Struct, frozen=True):
     details: Mapping[str, Any]
     of_gone: bool = True
     is_start_told: bool = True
+    is_counted: bool = False
     ended_at: float = msgspec.field(default_factory=time.time)
     ended_monotonic: float = msgspec.field(default_factory=time.monotonic)
 
@@ -240,7 +244,8 @@ class Survivor:
                 if running is None:
                     self._say_rubbish(pid)
                     continue
-                dead = _Dead(running, pid, slot.is_start_told(note))
+                is_counted = self._ledger.settle_job(slot, note, running)
+                dead = _Dead(running, pid, slot.is_start_told(note), is_counted)
                 # What it had published and nobody has heard is told again.
                 not_dispatched -= (not dead.is_start_told) + (ending is not None)
                 if ending is not None:
@@ -381,6 +386,7 @@ class Survivor:
             attempt,
             details,
             is_start_told=dead.is_start_told,
+            is_counted=dead.is_end_counted,
             ended_at=dead.seen_at,
             ended_monotonic=dead.since,
         )

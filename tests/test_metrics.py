@@ -10,7 +10,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from celery_broadcast.counts import MAILBOX_FULL, STOPPED, ConsumerStats
 from celery_broadcast.durations import BUCKETS, Durations
-from celery_broadcast.metrics import ConsumersCollector
+from celery_broadcast.events import JobFailed
+from celery_broadcast.jobs import MOST_NAMED, JobNumbers, Jobs
+from celery_broadcast.metrics import ConsumersCollector, JobsCollector
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,28 +74,79 @@ def test_registering_reads_no_numbers() -> None:
     def unread() -> dict[str, ConsumerStats]:
         raise AssertionError
 
+    def uncounted() -> dict[tuple[str, str], JobNumbers]:
+        raise AssertionError
+
     CollectorRegistry(auto_describe=True).register(ConsumersCollector(unread))
+    CollectorRegistry(auto_describe=True).register(JobsCollector(uncounted))
+
+
+def job_numbers() -> Jobs:
+    jobs = Jobs()
+    facts = {"task_name": "shop.charge", "queue": "mail"}
+    for wait in (None, 0.5, 2.0):
+        jobs.start(facts, 5.0, None, wait)
+    jobs.end(facts, 5.0, JobFailed, 0.2)
+    jobs.end(facts, 5.0, JobFailed, 7200.0)
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("sample", "labels", "number"),
+    [
+        ("jobs_started_total", {}, 3),
+        ("jobs_running", {}, 1),
+        ("jobs_ended_total", {"type": "JobFailed"}, 2),
+        ("jobs_ended_total", {"type": "JobLost"}, 0),
+        ("job_runtime_seconds_count", {}, 2),
+        ("job_runtime_seconds_sum", {}, 7200.2),
+        ("job_runtime_seconds_bucket", {"le": "0.1"}, 0),
+        ("job_runtime_seconds_bucket", {"le": "3600.0"}, 1),
+        ("job_runtime_seconds_bucket", {"le": "+Inf"}, 2),
+        ("job_wait_seconds_count", {}, 2),
+        ("job_wait_seconds_sum", {}, 2.5),
+        ("job_wait_seconds_bucket", {"le": "0.5"}, 1),
+    ],
+)
+def test_a_number_of_the_jobs_has_its_metric(
+    sample: str, labels: dict[str, str], number: float
+) -> None:
+    registry = CollectorRegistry()
+    registry.register(JobsCollector(lambda: job_numbers().numbers([])))
+
+    found = {"task": "shop.charge", "queue": "mail", **labels}
+    assert registry.get_sample_value(f"celery_{sample}", found) == number
 
 
 def scraped() -> str:
     registry = CollectorRegistry()
     registry.register(ConsumersCollector(lambda: {"audit": STATS}))
+    registry.register(JobsCollector(lambda: job_numbers().numbers([])))
     return generate_latest(registry).decode()
 
 
-@pytest.mark.parametrize("file", ["docs/metrics.md", "contrib/prometheus-alerts.yml"])
+@pytest.mark.parametrize(
+    "file",
+    ["docs/metrics.md", "contrib/prometheus-alerts.yml", "contrib/grafana-dashboard.json"],
+)
 def test_every_metric_that_is_named_is_there(file: str) -> None:
-    named = set(re.findall(r"\bcelery_broadcast_[a-z_]+\b", (ROOT / file).read_text()))
+    named = set(re.findall(r"\bcelery_(?:broadcast|jobs?)_[a-z_]+\b", (ROOT / file).read_text()))
 
     assert named
-    assert named <= set(re.findall(r"^celery_broadcast_[a-z_]+", scraped(), flags=re.MULTILINE))
+    assert named <= set(re.findall(r"^celery_[a-z_]+", scraped(), flags=re.MULTILINE))
 
 
 def test_the_metrics_page_has_every_metric_in_its_table() -> None:
     families = re.findall(r"^# TYPE (\S+) (\S+)$", scraped(), flags=re.MULTILINE)
     page = (ROOT / "docs" / "metrics.md").read_text()
 
-    table = re.findall(r"^\| `(celery_broadcast_\w+)` \| (\w+) \|", page, flags=re.MULTILINE)
+    table = re.findall(r"^\| `(celery_\w+)` \| (\w+) \|", page, flags=re.MULTILINE)
     assert sorted(table) == sorted(
         (f"{name}_count" if kind == "histogram" else name, kind) for name, kind in families
     )
+
+
+def test_the_metrics_page_says_how_many_rows_there_are() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+
+    assert f"The first {MOST_NAMED}\npairs" in page
