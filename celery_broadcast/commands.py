@@ -32,6 +32,8 @@ _MISUSED = 2  # the command line or the configuration is wrong, as in all of cli
 
 # Those with a module of their own, which is loaded when one of them is asked for.
 _ELSEWHERE = {
+    "tail": "celery_broadcast.command_tail",
+    "top": "celery_broadcast.command_top",
     **dict.fromkeys(("stats", "on", "off"), "celery_broadcast.command_workers"),
     "consumers": "celery_broadcast.command_consumers",
     "check": "celery_broadcast.command_check",
@@ -89,8 +91,8 @@ def consume(  # noqa: PLR0913, PLR0917  # an option each
     Example:
         celery -A shop broadcast consume pager audit --ready-file /tmp/ready
     """  # noqa: D301  # click knows it as a mark
-    with _errors_as_exit_codes():
-        settings, choice, chosen = _remote(ctx, names)
+    with errors_as_exit_codes():
+        settings, choice, chosen = remote_consumers(ctx, names)
         app = ctx.obj.app
         # What consumers print stays as it is, where a worker would make log lines of it.
         app.log.setup(loglevel, logfile, colorize=False if ctx.obj.no_color else None)
@@ -135,8 +137,8 @@ def declare(ctx: click.Context, names: tuple[str, ...]) -> None:
     Example:
         celery -A shop broadcast declare
     """  # noqa: D301  # click knows it as a mark
-    with _errors_as_exit_codes():
-        _, choice, chosen = _remote(ctx, names)
+    with errors_as_exit_codes():
+        _, choice, chosen = remote_consumers(ctx, names)
         from celery_broadcast.relay.consuming import group_of  # noqa: PLC0415
 
         transport = choice.new_transport()
@@ -267,7 +269,8 @@ def purge(ctx: click.Context, group: str, ids: tuple[str, ...], force: bool) -> 
 
 
 @contextlib.contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
+def errors_as_exit_codes() -> Iterator[None]:
+    """End the command with an error of ours as a message, and with its exit code."""
     from celery_broadcast.errors import ConfigurationError, RelayError  # noqa: PLC0415
 
     try:
@@ -286,8 +289,8 @@ class _Refusal(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click's is one for the class
 
 
-def _remote(
-    ctx: click.Context, names: Sequence[str]
+def remote_consumers(
+    ctx: click.Context, names: Sequence[str] = ()
 ) -> tuple[Settings, Choice, list[Subscription]]:
     """Load the app as a worker does, and return what it says of its remote consumers.
 
@@ -342,8 +345,8 @@ def _chosen(names: Sequence[str]) -> list[Subscription]:
 
 @contextlib.contextmanager
 def _letters_of(ctx: click.Context, group: str) -> Iterator[DeadLetters]:
-    with _errors_as_exit_codes():
-        settings, choice, (subscription,) = _remote(ctx, (group,))
+    with errors_as_exit_codes():
+        settings, choice, (subscription,) = remote_consumers(ctx, (group,))
         from celery_broadcast.relay.consuming import group_of  # noqa: PLC0415
         from celery_broadcast.relay.dead_letters import DeadLetters  # noqa: PLC0415
         from celery_broadcast.relay.signing import Signer, Verifier  # noqa: PLC0415

@@ -47,6 +47,7 @@ class MemoryBroker:
         self.readers: dict[str, set[MemoryTransport]] = {}
         self.renewals = 0
         self.numbers = itertools.count(1)
+        self.published: list[Received] = []
 
     def add(
         self,
@@ -67,6 +68,14 @@ class MemoryBroker:
                 is_sent_alone=is_sent_alone,
             )
             self.waiting.setdefault(group, deque()).append(entry)
+            self.changed.notify_all()
+
+    def show(self, parcel: Parcel, refusal: str = "") -> None:
+        """Let those who watch see a parcel."""
+        with self.changed:
+            self.published.append(
+                Received(parcel=parcel, deliveries=0, token=None, refusal=refusal)
+            )
             self.changed.notify_all()
 
     def is_empty(self, group: str) -> bool:
@@ -115,6 +124,7 @@ class MemoryTransport:
         self.is_closed = False
         #: Called before each exchange, with its name; may raise.
         self.before: Callable[[str], None] = lambda _: None
+        self._watched_to: int | None = None
 
     def _exchange(self, what: str) -> None:
         self.before(what)
@@ -125,6 +135,7 @@ class MemoryTransport:
     def publish(self, parcels: Sequence[Parcel]) -> None:
         self._exchange("publish")
         for parcel in parcels:
+            self.broker.show(parcel)
             for name, group in self.broker.groups.items():
                 if wants(group, parcel.event_type, parcel.task_name):
                     self.broker.add(name, parcel)
@@ -200,6 +211,19 @@ class MemoryTransport:
     def replicas(self, group: Group) -> int:
         self._exchange("count replicas")
         return len(self.broker.readers.get(group.name, ()))
+
+    def watch(self, watched: Group, wait_seconds: float) -> Received | None:
+        self._exchange("watch")
+        with self.broker.changed:
+            published = self.broker.published
+            place = len(published) if self._watched_to is None else self._watched_to
+            self.broker.changed.wait_for(lambda: len(published) > place, min(wait_seconds, 0.05))
+            self._watched_to = len(published)
+            for number, received in enumerate(published[place:], place + 1):
+                if wants(watched, received.parcel.event_type, received.parcel.task_name):
+                    self._watched_to = number
+                    return received
+        return None
 
     def close(self) -> None:
         for readers in self.broker.readers.values():

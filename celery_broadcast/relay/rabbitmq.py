@@ -55,6 +55,9 @@ NO_DELIVERY_LIMIT = 2**31 - 1
 #: The most that RabbitMQ takes for a time to live, in milliseconds: 49 days.
 MAX_TTL = 2**32 - 1
 
+#: What isn't seen yet of what is watched, in bytes; beyond that the oldest is passed over.
+WATCHED_BYTES = 64 * 1024 * 1024
+
 #: Of what can't be opened so much is kept, in bytes.
 REFUSED_BODY_BYTES = 64 * 1024
 
@@ -128,6 +131,7 @@ class RabbitMQ:
         )
         self._outbox: _Outbox | None = None
         self._inboxes: dict[str, _Inbox] = {}
+        self._watching: _Inbox | None = None
 
     def publish(self, parcels: Sequence[Parcel]) -> None:
         """Send parcels to every group that wants them; return once all are confirmed.
@@ -282,9 +286,47 @@ class RabbitMQ:
             channel.close()
             return count
 
+    def watch(self, watched: Group, wait_seconds: float) -> Received | None:
+        """See `Transport`. What is published while there is no connection isn't watched."""
+        deadline = time.monotonic() + wait_seconds
+        with self._reading.exchange("watch what is published", wait_seconds + self._limits.timeout):
+            while True:
+                inbox = self._watching_inbox(watched)
+                message = inbox.take()
+                if message is None:
+                    left = max(0.0, deadline - time.monotonic())
+                    has_come = self._reading.read(min(left, 1.0))
+                    self._reading.beat()
+                    if not has_come and not left:
+                        return None
+                else:
+                    inbox.channel.basic_ack(message.delivery_tag)
+                    if _is_for(watched, message):
+                        return _received(message, self._limits)
+                    if time.monotonic() >= deadline:
+                        return None
+
+    def _watching_inbox(self, watched: Group) -> _Inbox:
+        """Return where parcels arrive in a queue that is gone with this connection."""
+        inbox = self._watching
+        if inbox is not None and self._reading.has(inbox.channel) and not inbox.is_cancelled:
+            return inbox
+        channel = self._reading.channel()
+        self._declare_exchange(channel)
+        queue = f"celery-broadcast.watch.{uuid.uuid4().hex}"
+        arguments = {"x-max-length-bytes": min(WATCHED_BYTES, self._limits.max_bytes)}
+        channel.queue_declare(
+            queue, durable=False, exclusive=True, auto_delete=True, arguments=arguments
+        )
+        for pattern in binding_patterns(watched):
+            channel.queue_bind(queue, EXCHANGE, pattern)
+        self._watching = _Inbox(channel, watched, queue)
+        return self._watching
+
     def close(self) -> None:
         """Close both connections; what was handed out goes to other replicas at once."""
         self._inboxes.clear()
+        self._watching = None
         self._outbox = None
         self._reading.close()
         self._writing.close()
@@ -330,7 +372,7 @@ class RabbitMQ:
             inbox.channel.close()
         channel = self._reading.channel()
         self._declare(channel, group)
-        inbox = self._inboxes[group.name] = _Inbox(channel, group)
+        inbox = self._inboxes[group.name] = _Inbox(channel, group, queue_name(group))
         return inbox
 
     def _look_after(self, inbox: _Inbox) -> None:
@@ -509,7 +551,7 @@ class _Inbox:
         has_handed_out: whether a parcel is being handled.
     """
 
-    def __init__(self, channel: Any, group: Group) -> None:
+    def __init__(self, channel: Any, group: Group, queue: str) -> None:
         self.channel = channel
         self.group = group
         self.is_cancelled: bool = False
@@ -517,9 +559,7 @@ class _Inbox:
         self.idle_since: float = 0.0
         self._messages: deque[amqp.Message] = deque()
         channel.basic_qos(0, 1, False)  # noqa: FBT003  # of each consumer
-        channel.basic_consume(
-            queue_name(group), callback=self._messages.append, on_cancel=self._on_cancel
-        )
+        channel.basic_consume(queue, callback=self._messages.append, on_cancel=self._on_cancel)
 
     def take(self) -> amqp.Message | None:
         if not self._messages:

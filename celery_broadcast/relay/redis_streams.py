@@ -24,6 +24,7 @@ import os
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
@@ -64,6 +65,8 @@ MEASURED_SECONDS = 60.0
 TURNS = 8
 
 Command: TypeAlias = tuple[Any, ...]
+
+_WATCHING = "watch what is published"
 
 
 class Token(NamedTuple):
@@ -125,6 +128,9 @@ class RedisStreams:
         self._known: set[str] = set()
         # Where a group goes on in a stream, should Redis have forgotten it.
         self._reached: dict[tuple[str, str], str] = {}
+        # Up to where each stream was watched, and what of it wasn't returned yet.
+        self._watched_to: dict[str, str] = {}
+        self._watched: deque[_Entry] = deque()
 
     @classmethod
     def from_app_settings(
@@ -306,6 +312,41 @@ class RedisStreams:
                     names.add(consumer[b"name"])
         names.discard(NOBODY.encode())
         return len(names)
+
+    def watch(self, watched: Group, wait_seconds: float) -> Received | None:
+        """See `Transport`. It goes on where it was, also with another connection."""
+        if not self._watched_to:
+            keys = self._event_keys(watched)
+            commands: list[Command] = [("XREVRANGE", key, "+", "-", "COUNT", 1) for key in keys]
+            last = self._exchange(_WATCHING, commands)
+            self._watched_to = {
+                key: entries[0][0].decode() if entries else "0-0"
+                for key, entries in zip(keys, last, strict=True)
+            }
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            if not self._watched:
+                self._read_along(deadline - time.monotonic())
+            while self._watched:
+                entry = self._watched.popleft()
+                if self._wants(watched, entry):
+                    return self._received(watched, entry)
+            if time.monotonic() >= deadline:
+                return None
+
+    def _read_along(self, seconds: float) -> None:
+        """Wait for entries of the streams that are watched, one of each."""
+        # Below the socket's timeout, so that this is no silence of the server; 0 would be for ever.
+        milliseconds = max(1, round(min(seconds, self._limits.timeout / 2) * 1000))
+        places = (*self._watched_to, *self._watched_to.values())
+        command = ("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *places)
+        (reply,) = self._exchange(_WATCHING, [command], expected=("UNBLOCKED",))
+        if isinstance(reply, ResponseError):
+            return
+        for key, entries in reply or ():
+            for entry_id, fields in entries:
+                self._watched_to[key.decode()] = entry_id.decode()
+                self._watched.append(_Entry(key.decode(), entry_id.decode(), fields, 0))
 
     def close(self) -> None:
         """See `Transport`. Takes this replica off the groups' lists if it holds nothing."""
@@ -606,7 +647,7 @@ class RedisStreams:
         return replies
 
     def _error(self, tried: str, error: Exception, key: str = "", also: str = "") -> RelayError:
-        why = explained(error, key, self._limits.timeout)
+        why = explained(error, key, self._limits.timeout).rstrip(".")
         return RelayError(f"Redis at {self._servers.shown}: could not {tried}: {why}.{also}")
 
 

@@ -159,5 +159,14 @@ class Transport(Protocol):
         Whoever gets one in the seconds before this is called is among them.
         """
 
+    def watch(self, watched: Group, wait_seconds: float) -> Received | None:
+        """Return the next parcel that is published, None if there is none for so long.
+
+        Of what is published after the first call, in its order; always with the
+        same `watched`, whose name means nothing. Every group gets it all the same:
+        nothing is to be said of what became of it, and nothing of the watching is
+        left on the broker. What is watched too slowly may be passed over.
+        """
+
     def close(self) -> None:
         """Close the connection. Never raises; twice is harmless."""
