@@ -75,7 +75,14 @@ def _look(
     """Show the numbers, again after each interval in seconds; None is once. Return the last."""
     is_terminal = sys.stdout.isatty()
     while True:
-        answers = _ask(ctx, "broadcast_stats", {}, timeout, destination)
+        try:
+            answers = ask(ctx, "broadcast_stats", {}, timeout, destination)
+        except click.ClickException as error:
+            if interval is None:
+                raise
+            error.show()
+            time.sleep(interval)
+            continue
         if interval is not None and is_terminal:
             click.clear()
         click.echo(json.dumps(answers) if as_json else _shown(answers))
@@ -125,12 +132,12 @@ def _switch(
     *,
     as_json: bool,
 ) -> None:
-    answers = _ask(ctx, "broadcast_switch", arguments, timeout, destination)
+    answers = ask(ctx, "broadcast_switch", arguments, timeout, destination)
     if as_json:
         click.echo(json.dumps(answers))
     else:
         for node, answer in answers.items():
-            click.echo(f"{node} {_state_of(answer)}")
+            click.echo(f"{node} {state_of(answer)}")
         if not answers:
             click.echo("No worker answered.", err=True)
     wanted = ("on",) if arguments["on"] else ("switched-off", "off-by-configuration")
@@ -138,18 +145,30 @@ def _switch(
     ctx.exit(_FAILED if _say_who_is_silent(answers, destination) or not are_so else 0)
 
 
-def _ask(
+def ask(
     ctx: click.Context,
     command: str,
     arguments: Mapping[str, Any],
     timeout: float,
     destination: str | None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the answer of each node, by its name."""
+    """Return the answer of each node, by its name.
+
+    Raises:
+        ClickException: the broker can't be reached.
+    """
+    from kombu.exceptions import OperationalError  # noqa: PLC0415  # as all of Celery
+
+    app = ctx.obj.app
     nodes = None if destination is None else _nodes_of(destination)
-    replies: Sequence[dict[str, dict[str, Any]]] = ctx.obj.app.control.broadcast(
-        command, arguments=dict(arguments), destination=nodes, reply=True, timeout=timeout
-    )
+    try:
+        replies: Sequence[dict[str, dict[str, Any]]] = app.control.broadcast(
+            command, arguments=dict(arguments), destination=nodes, reply=True, timeout=timeout
+        )
+    except OperationalError as error:
+        broker = app.connection_for_write().as_uri()  # without the password
+        msg = f"The workers can't be asked: the broker at {broker} can't be reached: {error}"
+        raise click.ClickException(msg) from error
     return dict(sorted(item for reply in replies or () for item in reply.items()))
 
 
@@ -171,7 +190,8 @@ def _is_bad(answer: Mapping[str, Any]) -> bool:
     )
 
 
-def _state_of(answer: Mapping[str, Any]) -> str:
+def state_of(answer: Mapping[str, Any]) -> str:
+    """Return what is said of a node after its name, such as "is on"."""
     if "error" in answer:
         error = str(answer["error"])
         if not error.startswith("KeyError('broadcast_"):  # which is kombu's for an unknown command
@@ -191,7 +211,7 @@ def _shown(answers: Mapping[str, Mapping[str, Any]]) -> str:
         return "No worker answered."
     lines: list[str] = []
     for node, answer in answers.items():
-        lines += [f"{node} {_state_of(answer)}", *_table(answer.get("consumers", {})), ""]
+        lines += [f"{node} {state_of(answer)}", *_table(answer.get("consumers", {})), ""]
     if len(answers) > 1:
         lines += ["all workers", *_table(_summed(answers)), ""]
     return "\n".join(lines[:-1])
