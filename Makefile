@@ -6,11 +6,12 @@
 #   make chaos  kills the processes of a busy worker, and checks what is told of its jobs
 #   make chaos-relay  kills remote consumers and restarts their broker, and checks that each
 #                     has every event
+#   make dashboard  draws the picture of the Grafana dashboard in docs/metrics.md
 
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test test-fast celery-tests bench chaos chaos-relay lint types clean
+.PHONY: demo test test-fast celery-tests bench chaos chaos-relay dashboard lint types clean
 
 demo: $(VENV)/with-demo
 	$(VENV)/bin/python -m example_project.demo
@@ -40,6 +41,11 @@ chaos: $(VENV)/with-test
 chaos-relay: $(VENV)/with-test
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" tools/with_servers.sh \
 		$(VENV)/bin/python -m chaos_relay $(OPTIONS)
+
+# Two minutes; writes docs/dashboard.svg, the picture of contrib/grafana-dashboard.json.
+dashboard: $(VENV)/with-test
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" tools/with_servers.sh \
+		$(VENV)/bin/python tools/draw_dashboard.py
 
 lint: $(VENV)/with-dev
 	$(VENV)/bin/ruff check

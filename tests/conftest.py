@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ settings.load_profile("without deadline")
 
 # Where the benchmarks are; last, so that what is tested is the installed package.
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Have one process more than there are processors for tests that mostly wait for others."""
+    return (os.cpu_count() or 1) + 1 if config.option.markexpr == "worker" else None
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Run a command where Redis, RabbitMQ, PostgreSQL and tmux are installed; install them if need be.
+# Run a command where Redis, RabbitMQ, PostgreSQL, tmux and Prometheus's promtool are installed;
+# install them if need be.
 #
 # usage: tools/with_servers.sh COMMAND [ARGUMENT...]
 #
@@ -17,6 +18,7 @@ missing=
 is_there redis-server || missing="$missing redis-server"
 is_there rabbitmq-server || missing="$missing rabbitmq-server"
 is_there initdb || is_there /usr/lib/postgresql/*/bin/initdb || missing="$missing postgresql"
+is_there promtool || missing="$missing prometheus"
 services=$missing
 is_there tmux || missing="$missing tmux"
 
@@ -43,7 +45,7 @@ cat >&2 <<END
 The tests start servers of their own, and these programs are not installed:$missing
 Install them, then run make again:
     Debian, Ubuntu   sudo apt-get install --no-install-recommends$missing
-    macOS            brew install redis rabbitmq postgresql tmux
+    macOS            brew install redis rabbitmq postgresql tmux prometheus
 or start a Docker engine, and the tests run in a container.
 END
 exit 1
