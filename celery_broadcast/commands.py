@@ -54,6 +54,9 @@ class _LazyGroup(click.Group):
 @click.group(name="broadcast", cls=_LazyGroup)
 def broadcast() -> None:
     """Run consumers outside of the workers, and look after their events on the broker."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal can show every name
 
 
 @broadcast.command()

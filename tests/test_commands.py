@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -315,6 +317,22 @@ def test_check_shows_every_mistake_at_once(shop: Celery) -> None:
     assert "hunter2" not in mistakes
 
 
+def test_check_names_the_packages_that_are_missing(
+    shop: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.conf.broadcast_metrics_port = 9808
+    shop.conf.broadcast_opentelemetry = True
+    assert command(shop, "check").exit_code == 0
+
+    monkeypatch.setattr("celery_broadcast.command_check.find_spec", lambda _: None)
+    result = command(shop, "check", "--json")
+
+    assert result.exit_code == 1
+    metrics, tracing = json.loads(result.output)["mistakes"]
+    assert metrics.startswith("broadcast_metrics_port is set, and prometheus_client isn't")
+    assert tracing.endswith('pip install "celery-broadcast[otel]".')
+
+
 def test_check_says_that_the_relays_broker_is_away(shop: Celery, broker: MemoryBroker) -> None:
     broker.is_away = True
 
@@ -341,3 +359,26 @@ def test_an_error_that_a_worker_answers_is_shown_as_it_is(
 
     assert result.exit_code == 1
     assert told in result.output
+
+
+def test_what_a_terminal_can_not_show_costs_no_more_than_that_letter(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from celery import Celery\n"
+        "from celery_broadcast import on_job_event\n"
+        "app = Celery('shop', broker='memory://')\n"
+        "on_job_event(name='\u4f1a\u8a08')(print)\n",
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "shop", "broadcast", "consumers"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    assert "??\n" in ran.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 from nodes.deadline import wait_until
-from nodes.local_process import find_program
+from nodes.local_process import free_port
 from nodes.redis_process import RedisProcess
+from nodes.terminal import Terminal
 from running_worker import RunningWorker, running_worker
 
 from celery_broadcast.commands import broadcast
@@ -66,7 +68,7 @@ def test_a_worker_of_four_children_is_switched_off_and_on(
 
         assert command(worker, "on").exit_code == 0
         run_jobs(worker, 20)
-        assert sum(offered(worker).values()) > sum(before.values())
+        wait_until(lambda: sum(offered(worker).values()) > sum(before.values()))
 
 
 def test_a_worker_that_is_off_by_its_configuration_says_so(
@@ -169,7 +171,7 @@ def test_a_worker_without_children_is_switched_off_and_on(
         assert not sum(offered(worker).values())
         assert command(worker, "on").exit_code == 0
         run_jobs(worker, 3)
-        assert sum(offered(worker).values())
+        wait_until(lambda: sum(offered(worker).values()) > 0)
 
 
 def test_a_node_that_does_not_answer_is_named(
@@ -184,19 +186,34 @@ def test_a_node_that_does_not_answer_is_named(
             assert "celery@gone didn't answer." in result.output
 
 
+@pytest.mark.parametrize("scheme", ["redis://", "amqp://:hunter2@"])
+def test_a_broker_that_is_away_is_an_error_in_one_line(scheme: str) -> None:
+    url = f"{scheme}127.0.0.1:{free_port()}//"
+    with Celery(broker=url, set_as_current=False) as app:
+        context = CLIContext(app, no_color=True, workdir=None)
+        result = CliRunner().invoke(broadcast, ["stats"], obj=context)
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: The workers can't be asked: the broker at ")
+    assert len(result.output.splitlines()) == 1
+    assert "hunter2" not in result.output
+
+
 def arguments_of(url: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "celery", "--broker", url, "broadcast", *arguments]
 
 
+@pytest.mark.parametrize("broker", BROKERS)
 def test_two_workers_are_shown_each_and_summed_and_no_line_wraps_in_a_terminal(
-    broker_config: Callable[[str], dict[str, Any]], tmp_path: Path
+    broker_config: Callable[[str], dict[str, Any]], broker: str, tmp_path: Path
 ) -> None:
-    config = {**broker_config("redis"), "imports": SHOWN}
+    config = {**broker_config(broker), "result_backend": None, "imports": SHOWN}
     with running_worker(config) as one, running_worker(config) as two:
         wait_until(one.is_listening)
         wait_until(two.is_listening)
-        run_jobs(one, 2)
-        run_jobs(two, 3)
+        for worker, count in ((one, 2), (two, 3)):
+            for _ in range(count):
+                worker.send("noop")
         wait_until(lambda: offered(one).get("watch") == 4 and offered(two).get("watch") == 6)
         nodes = f"{one.process.node_name},{two.process.node_name}"
         line = arguments_of(config["broker_url"], "stats", "--destination", nodes, "-t", "5")
@@ -213,19 +230,50 @@ def test_two_workers_are_shown_each_and_summed_and_no_line_wraps_in_a_terminal(
         ]
 
 
+@pytest.mark.parametrize("broker", BROKERS)
+def test_what_a_command_shows_of_four_children_is_the_same_in_a_terminal_and_in_a_pipe(
+    broker_config: Callable[[str], dict[str, Any]], broker: str, tmp_path: Path
+) -> None:
+    config = {**broker_config(broker), "result_backend": None, "imports": SHOWN}
+    with running_worker(config, concurrency=4) as worker:
+        wait_until(worker.is_listening)
+        asked = ("--timeout", "5", "--destination", worker.process.node_name)
+        environment = {**os.environ, **worker.process.environment}
+        celery = [sys.executable, "-m", "celery", "-A", "job_app", "broadcast"]
+        for command in (
+            ("check",),
+            ("consumers",),
+            ("off", *asked),
+            ("stats", *asked),
+            ("on", *asked),
+        ):
+            line = [*celery, *command]
+            piped = subprocess.run(
+                line, env=environment, capture_output=True, text=True, check=False, timeout=60
+            )
+            assert piped.returncode == 0, piped.stdout + piped.stderr
+            assert "\x1b" not in piped.stdout + piped.stderr
+
+            variables = ("PYTHONPATH", "JOB_APP_CONFIG")
+            given = [f"{name}={environment[name]}" for name in variables]
+            folder = tmp_path / command[0]
+            folder.mkdir()
+            shown = in_a_terminal(["env", *given, *line], folder)
+            assert without_times(shown) == without_times((piped.stdout + piped.stderr).splitlines())
+
+
+def without_times(rows: list[str]) -> list[str]:
+    """Return the rows with something in them, whenever that was."""
+    return [re.sub(r"\d\d:\d\d:\d\d", "", row.rstrip()) for row in rows if row.strip()]
+
+
 def in_a_terminal(line: list[str], folder: Path) -> list[str]:
     """Return the rows that a terminal of 80 columns shows once the command has ended."""
-    tmux = [find_program("tmux"), "-S", str(folder / "tmux"), "-f", os.devnull]
     ended = folder / "ended"
-    shell = f"{shlex.join(line)}; touch {shlex.quote(str(ended))}; sleep 600"
-    subprocess.run([*tmux, "new-session", "-d", "-x", "80", "-y", "50", shell], check=True)
-    try:
+    with Terminal(folder) as terminal:
+        terminal.type(f"clear; {shlex.join(line)}; touch {shlex.quote(str(ended))}; cat")
         wait_until(ended.exists, 60.0)
-        return subprocess.run(
-            [*tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True
-        ).stdout.splitlines()
-    finally:
-        subprocess.run([*tmux, "kill-server"], check=False)
+        return terminal.rows()
 
 
 def test_a_watch_ends_without_an_error_at_ctrl_c(
@@ -239,3 +287,23 @@ def test_a_watch_ends_without_an_error_at_ctrl_c(
         assert watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
         assert watching.wait(timeout=30) == 0
+
+
+def test_the_rates_of_a_worker_are_shown_as_json_in_a_pipe(
+    broker_config: Callable[[str], dict[str, Any]],
+) -> None:
+    config = {**broker_config("redis"), "result_backend": None, "imports": SHOWN}
+    with running_worker(config, concurrency=4) as worker:
+        wait_until(worker.is_listening)
+        name = worker.process.node_name
+        asked = ("--interval", "0.2", "--timeout", "5", "--destination", name)
+        line = arguments_of(config["broker_url"], "top", "--json", *asked)
+        with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            assert json.loads(watching.stdout.readline())["workers"] == {name: "is on"}
+            worker.send("noop")
+            rows: list[dict[str, Any]] = []
+            while not any(row["handled_a_second"] > 0 for row in rows if row["name"] == "watch"):
+                rows = json.loads(watching.stdout.readline())["consumers"]
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(timeout=30) == 0
