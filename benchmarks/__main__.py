@@ -17,6 +17,7 @@ FIGURES = (
     "latency",
     "memory",
     "jobs_per_second",
+    "scraping",
     "relay_jobs",
     "relay_events",
     "relay_redis",

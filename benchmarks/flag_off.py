@@ -28,7 +28,7 @@ def measure(_: int) -> list[Comparison]:
     same = sum(now == then for now, then in zip(receivers(), before, strict=True))
     celery_broadcast.uninstall(app)
     measured = Rounds(
-        "signals", {"the same receivers, off": [same], "all of Celery's": [len(_SIGNALS)]}
+        "signals", {"the same receivers, off": [[same]], "all of Celery's": [[len(_SIGNALS)]]}
     )
     return [measured.compare("the same receivers, off", "all of Celery's", at_least=1.0)]
 

@@ -35,7 +35,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         unit: of `value` and `peer_value`.
         value: the subject's.
         peer_value: the peer's.
-        ratio: the subject's value through its peer's, of the same round.
+        ratio: the subject's value through its peer's, of the same turn.
         at_least: what the ratio has to reach; None if nothing.
         at_most: what the ratio must not exceed; None if nothing.
         value_at_most: what the value itself must not exceed; None if nothing.
@@ -71,11 +71,11 @@ class Rounds(msgspec.Struct, frozen=True):
 
     Attributes:
         unit: of the values.
-        values: one a round, for each name.
+        values: for each name, those of each round's turns.
     """
 
     unit: str
-    values: Mapping[str, Sequence[float]]
+    values: Mapping[str, Sequence[Sequence[float]]]
 
     def compare(
         self,
@@ -86,15 +86,23 @@ class Rounds(msgspec.Struct, frozen=True):
         at_most: float | None = None,
         value_at_most: float | None = None,
     ) -> Comparison:
-        """Compare two of the things measured, by their names."""
+        """Compare two of the things measured, by their names.
+
+        What a round says is the median of its turns, of ratios too: the two
+        values of one turn were measured one right after the other.
+        """
         values, peer_values = self.values[subject], self.values[peer]
+        ratios = [
+            [a / b for a, b in zip(turns, peer_turns, strict=True)]
+            for turns, peer_turns in zip(values, peer_values, strict=True)
+        ]
         return Comparison(
             subject=subject,
             peer=peer,
             unit=self.unit,
-            value=Spread.of(values),
-            peer_value=Spread.of(peer_values),
-            ratio=Spread.of([a / b for a, b in zip(values, peer_values, strict=True)]),
+            value=Spread.of(list(map(statistics.median, values))),
+            peer_value=Spread.of(list(map(statistics.median, peer_values))),
+            ratio=Spread.of(list(map(statistics.median, ratios))),
             at_least=at_least,
             at_most=at_most,
             value_at_most=value_at_most,
@@ -110,7 +118,7 @@ def measure_in_turn(
         measurements: what to call for one measurement of each thing.
         unit: of what they return.
         rounds: how many values are wanted of each.
-        turns: of how many measurements each value is the median. The speed of
+        turns: of how many measurements each round is the median. The speed of
             a shared machine changes by the second, so a turn should be short.
     """
     return measure_all_in_turn(
@@ -140,7 +148,7 @@ def measure_all_in_turn(
         rounds: as above.
         turns: as above.
     """
-    values: defaultdict[str, list[float]] = defaultdict(list)
+    values: defaultdict[str, list[list[float]]] = defaultdict(list)
     for _ in track(range(rounds), "rounds", transient=True):
         of_this_round: defaultdict[str, list[float]] = defaultdict(list)
         for _ in range(turns):
@@ -148,5 +156,5 @@ def measure_all_in_turn(
                 for name, value in measure().items():
                     of_this_round[name].append(value)
         for name, samples in of_this_round.items():
-            values[name].append(statistics.median(samples))
+            values[name].append(samples)
     return Rounds(unit, values)

@@ -67,8 +67,17 @@ def test_a_ratio_is_noisy_when_the_rounds_differ_by_more_than_a_fifth_of_it() ->
     assert not comparison(Spread(1.0, 0.91, 1.10)).is_noisy
 
 
-def test_a_ratio_is_that_of_the_two_values_of_one_round() -> None:
-    rounds = Rounds("µs", {"ours": [1.0, 4.0, 9.0], "theirs": [1.0, 2.0, 3.0]})
+def test_a_ratio_is_that_of_the_two_values_of_one_turn() -> None:
+    slower = {"ours": [[1.0, 10.0, 200.0]], "theirs": [[1.0, 5.0, 50.0]]}  # by the turn
+
+    compared = Rounds("µs", slower).compare("ours", "theirs")
+
+    assert compared.ratio.median == 2.0
+    assert (compared.value.median, compared.peer_value.median) == (10.0, 5.0)
+
+
+def test_the_rounds_show_how_much_a_ratio_differs() -> None:
+    rounds = Rounds("µs", {"ours": [[1.0], [4.0], [9.0]], "theirs": [[1.0], [2.0], [3.0]]})
 
     compared = rounds.compare("ours", "theirs")
 
@@ -91,7 +100,7 @@ def test_what_is_compared_is_measured_in_turn() -> None:
     )
 
     assert order == ["ours", "theirs"] * 4
-    assert measured.values == {"ours": [1.0, 1.0], "theirs": [2.0, 2.0]}
+    assert measured.values == {"ours": [[1.0, 1.0]] * 2, "theirs": [[2.0, 2.0]] * 2}
 
 
 def test_a_percentile_is_a_value_that_so_many_percent_do_not_exceed() -> None:
