@@ -19,7 +19,7 @@ from recorder import make_event
 
 from celery_broadcast import JobFinished
 from celery_broadcast.relay.choice import Choice
-from celery_broadcast.relay.transport import DeadLetter, Group, Parcel
+from celery_broadcast.relay.transport import DeadLetter, Group, Parcel, Received
 from celery_broadcast.relay.wire import Writer
 from celery_broadcast.settings import Settings
 
@@ -144,5 +144,5 @@ def clean(url: str, *more: str) -> None:
                 channel.queue_delete(queue)
 
 
-def ids_in(letter: DeadLetter) -> list[str]:
-    return [event["taskid"] for event in json.loads(letter.parcel.body)]
+def ids_in(found: DeadLetter | Received) -> list[str]:
+    return [event["taskid"] for event in json.loads(found.parcel.body)]

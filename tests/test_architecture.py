@@ -24,8 +24,11 @@ MAY_IMPORT = {
     "partitions": set(),
     "durations": set(),
     "counts": {"durations"},
-    "metrics": {"counts", "durations"},
+    "metrics": {"counts", "durations", "jobs"},
     "metrics_endpoint": {"fork", "installation"},
+    "otel_tracing": {"consumer", "events"},
+    "otel": {"counts", "durations", "installation", "jobs", "otel_tracing"},
+    "otel_switch": set(),
     "settings": {"errors"},
     "events": {"errors"},
     "consumer": set(),
@@ -103,12 +106,14 @@ MAY_IMPORT = {
     "slots": {"fork"},
     "lags": set(),
     "ledger": {"counts", "fork", "lags", "slots"},
+    "due": {"facts"},
+    "jobs": {"events", "fork", "slots"},
     "attempts": {"dispatcher", "events", "fork", "slots"},
     "survivor": {"attempts", "events", "fork", "ledger", "slots"},
     # Celery.
     "facts": {"events", "settings"},
     "bridge": {
-        *("attempts", "errors", "events", "facts", "muting", "notices", "producer", "settings"),
+        *("attempts", "errors", "events", "facts", "muting", "producer", "settings"),
         *("slots", "survivor", "waiting"),
     },
     "installation": {"errors", "settings"},
@@ -121,10 +126,13 @@ MAY_IMPORT = {
     "bootstep": set(),
     "command_check": set(),
     "command_consumers": set(),
+    "command_tail": {"commands"},
     "command_workers": set(),
+    "command_top": {"command_workers"},
+    "rates": {"counts"},
     "testing": {
-        *("bridge", "counts", "dispatcher", "errors", "events", "installation", "producer"),
-        *("settings", "subscription"),
+        *("bridge", "counts", "dispatcher", "errors", "events", "installation", "notices"),
+        *("producer", "settings", "subscription"),
     },
     "pytest_plugin": set(),
     # Beyond this process.
@@ -132,8 +140,10 @@ MAY_IMPORT = {
     "relay.pauses": set(),
     "relay.payload": set(),
     "relay.redaction": {"events", "throttle"},
+    "relay.trace_context": set(),
     "relay.wire": {
-        *("errors", "events", "relay.payload", "relay.redaction", "relay.transport", "settings"),
+        *("errors", "events", "relay.payload", "relay.redaction", "relay.trace_context"),
+        *("relay.transport", "settings"),
     },
     "relay.schemas": {"events", "relay.wire"},
     "relay.signing": {"relay.transport", "settings"},
@@ -158,6 +168,10 @@ MAY_IMPORT = {
         *("relay.signing", "relay.transport", "relay.wire", "selection", "settings"),
         "subscription",
     },
+    "relay.tail": {
+        *("errors", "relay.gaps", "relay.pauses", "relay.signing", "relay.transport"),
+        *("relay.wire", "throttle"),
+    },
     "commands": set(),
     "relay.routing": {"relay.transport"},
     "relay.amqp_link": {"errors"},
@@ -173,22 +187,31 @@ MAY_IMPORT = {
 
 #: Loaded only by who needs them, or once the flag is known to be on: imported in functions.
 LOADED_LATER = {
+    "ledger": {"jobs"},
+    "bridge": {"due", "jobs"},
     "options": {"retry"},
     "subscription": {"retry", "switch"},
     "inbox": {"mailbox"},
     "declaration": {"retry"},
     "streams": {"declaration", "producer"},
     "dispatcher": {"receipt"},
-    "station": {"calls", "rate_limit", "receipt", "stacks"},
+    "station": {"calls", "consumer", "rate_limit", "receipt", "stacks"},
     "consumer_thread": {"async_life"},
     "installation": {
         *("bridge", "events", "greenlets", "muting", "producer", "relay.choice", "relay.outgoing"),
-        *("bootstep", "remote_control", "subscription"),
+        *("bootstep", "jobs", "remote_control", "subscription"),
     },
-    "crew": {"rate_limit"},
-    "bootstep": {"installation", "metrics_endpoint", "remote_control"},
+    "crew": {"consumer", "rate_limit"},
+    "consumers": {"consumer", "otel_tracing"},
+    "bootstep": {"installation", "metrics_endpoint", "otel_switch", "remote_control"},
+    "otel_switch": {"otel", "settings"},
     "metrics_endpoint": {"metrics"},
     "command_workers": {"counts"},
+    "command_top": {"rates"},
+    "command_tail": {
+        *("errors", "events", "relay.consuming", "relay.dead_letters", "relay.signing"),
+        *("relay.tail", "relay.transport", "relay.wire", "subscription"),
+    },
     "command_consumers": {"errors", "settings", "subscription"},
     "command_check": {
         *("bridge", "command_consumers", "errors", "greenlets", "relay.choice"),
@@ -199,6 +222,7 @@ LOADED_LATER = {
         *(
             "errors",
             "metrics_endpoint",
+            "otel_switch",
             "relay.choice",
             "relay.consuming",
             "relay.dead_letters",
@@ -211,7 +235,7 @@ LOADED_LATER = {
 
 #: The files that know Celery; the core does not.
 KNOW_CELERY = {
-    *("bootstep", "command_check", "remote_control"),
+    *("bootstep", "command_check", "command_workers", "remote_control"),
     *("bridge", "commands", "facts", "plugin", "installation", "rate_limit"),
     *("relay.amqp_link", "relay.choice", "relay.rabbitmq"),
 }

@@ -178,8 +178,9 @@ def test_replicas_share_the_work(broker: MemoryBroker, start: Start) -> None:
 
     for event in numbered(2):
         broker.add("pager", parcel_of([event]))
-    for recorder in recorders:
+    for recorder in recorders:  # each has one before either is free for another
         assert recorder.held.wait(10.0)
+    for recorder in recorders:
         recorder.freed.set()
 
     done(broker)

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import redis
 from nodes.deadline import wait_until
+from nodes.local_process import free_port
 from nodes.redis_process import RedisProcess
 
 from celery_broadcast.errors import RelayError
@@ -937,7 +938,8 @@ def test_who_may_not_measure_a_stream_sends_nothing_there(
 
 
 def test_a_cluster_is_told_apart() -> None:
-    with RedisProcess("--cluster-enabled", "yes") as server:
+    # Its own choice, 10,000 above the other port, may be somebody's connection.
+    with RedisProcess("--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
         streams = RedisStreams.from_app_settings(server.url, {}, None, LIMITS)
 
         with pytest.raises(RelayError, match="it is a Redis Cluster"):
