@@ -158,6 +158,15 @@ def test_a_job_that_runs_twice_has_two_letters() -> None:
     assert complaints(result) == []
 
 
+def test_an_event_may_be_put_aside_again_for_each_restart_of_the_broker() -> None:
+    result = what_came_out()
+
+    result.letters["pager"] *= 2
+    assert complaints(result) == []
+    result.letters["pager"].append(result.letters["pager"][0])
+    assert any("dead letters of 'pager'" in found for found in complaints(result))
+
+
 def test_what_nobody_struck_comes_once() -> None:
     result = Result(ORDER)
 
