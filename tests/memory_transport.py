@@ -94,6 +94,18 @@ class MemoryBroker:
                     self._requeue(group, entry)
             self.changed.notify_all()
 
+    def cut(self, transport: MemoryTransport) -> None:
+        """Do what RabbitMQ does as a connection is lost: hand out anew what it had."""
+        with self.changed:
+            for group, held in self.held.items():
+                for entry in [entry for entry in held.values() if entry.holder is transport]:
+                    transport.lost.add(entry.number)
+                    # Under another number: what has the old one can't be told of it.
+                    self.held[group].pop(entry.number)
+                    entry.number = next(self.numbers)
+                    self._requeue(group, entry)
+            self.changed.notify_all()
+
     def _requeue(self, group: str, entry: _Entry, *, counts: bool = True) -> None:
         self.held[group].pop(entry.number, None)
         entry.deliveries += counts
@@ -124,12 +136,17 @@ class MemoryTransport:
         self.is_closed = False
         #: Called before each exchange, with its name; may raise.
         self.before: Callable[[str], None] = lambda _: None
+        #: The tokens of what came over a connection that is gone.
+        self.lost: set[int] = set()
         self._watched_to: int | None = None
 
-    def _exchange(self, what: str) -> None:
+    def _exchange(self, what: str, *received: Received) -> None:
         self.before(what)
         if self.is_dead or self.broker.is_away:
             msg = f"The broker in memory: could not {what}. It is away."
+            raise RelayError(msg)
+        if any(map(self.is_lost, received)):
+            msg = f"The broker in memory: could not {what}. It is lost."
             raise RelayError(msg)
 
     def publish(self, parcels: Sequence[Parcel]) -> None:
@@ -171,14 +188,17 @@ class MemoryTransport:
                 if entry is not None and entry.holder is self:
                     entry.leased_until = time.monotonic() + self.broker.limits.lease
 
+    def is_lost(self, received: Received) -> bool:
+        return received.token in self.lost
+
     def acknowledge(self, group: Group, received: Received) -> None:
-        self._exchange("acknowledge")
+        self._exchange("acknowledge", received)
         with self.broker.changed:
             self.broker.held[group.name].pop(received.token, None)
             self.broker.acknowledged[group.name] = self.broker.acknowledged.get(group.name, 0) + 1
 
     def give_back(self, group: Group, received: Received) -> None:
-        self._exchange("give back")
+        self._exchange("give back", received)
         with self.broker.changed:
             entry = self.broker.held[group.name].get(received.token)
             if entry is not None:

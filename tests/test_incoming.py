@@ -741,6 +741,27 @@ def test_a_broker_that_only_takes_nothing_is_said_once_and_asked_less_and_less_o
     assert caplog.text.count("reads from the broker again") == 1
 
 
+def test_each_reason_why_the_broker_cannot_be_read_is_said_once(
+    broker: MemoryBroker,
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reasons = ["It is away.", "It is away.", "It starts.", "It is away.", "It starts."]
+
+    def fail(what: str) -> None:
+        if what == "receive" and reasons:
+            raise RelayError(reasons.pop(0))
+
+    monkeypatch.setattr("celery_broadcast.relay.incoming.seconds_after", lambda _: 0.0)
+    with caplog.at_level(logging.INFO, "celery_broadcast"):
+        start(Recorder()).transport.before = fail
+        wait_until(lambda: "reads from the broker again" in caplog.text)
+
+    said = [record.getMessage() for record in caplog.records if "can't read" in record.getMessage()]
+    assert [line.rpartition(": ")[2] for line in said] == ["It is away.", "It starts."]
+
+
 def test_a_broker_that_goes_away_in_between_does_not_have_things_done_twice(
     broker: MemoryBroker, start: Start
 ) -> None:
@@ -766,6 +787,34 @@ def test_a_broker_that_goes_away_in_between_does_not_have_things_done_twice(
     assert calls == ["0", "0"]
     assert failed == {"acknowledge", "send to"}
     assert letters_of(broker) == []
+
+
+@pytest.mark.parametrize("ends", ["while the broker is away", "when it is back"])
+def test_what_came_over_a_lost_connection_is_left_to_whom_it_goes_next(
+    broker: MemoryBroker, start: Start, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    # Renewed again after each pause.
+    broker.limits = Limits(lease=0.15)
+    monkeypatch.setattr("celery_broadcast.relay.incoming.seconds_after", lambda _: 0.1)
+    held = HeldRecorder()
+    replica = start(held)
+    broker.add("pager", parcel_of(numbered(1)))
+    assert held.held.wait(10.0)
+
+    broker.is_away = True
+    broker.cut(replica.transport)
+    wait_until(lambda: not replica.incoming.is_reading.is_set())
+    if ends == "while the broker is away":
+        held.freed.set()
+    broker.is_away = False
+    if ends == "when it is back":
+        wait_until(replica.incoming.is_reading.is_set)
+        held.freed.set()
+
+    held.wait_for(2)
+    done(broker)
+    assert held.task_ids == ["0", "0"]
+    assert replica.incoming.is_reading.is_set()
 
 
 # The end.

@@ -46,6 +46,9 @@ _MOST_VAIN_TRIES = 2
 
 _SECONDS_BETWEEN_LINES = 60.0
 
+# Why the broker can't be read, in different words, before it can be read again.
+_MOST_REASONS_TOLD = 20
+
 # The names of tasks and queues can be made up without end.
 _MOST_KINDS_REMEMBERED = 10_000
 
@@ -111,6 +114,7 @@ class Incoming:
         self._look_at = 0.0
         self._has_looked = False
         self._failures = 0
+        self._told: set[str] = set()
         self._gaps = Gaps(self._limits.lease)
         self._count_at = 0.0
         self._replicas = 1
@@ -192,20 +196,20 @@ class Incoming:
         return (is_over or self._consumer_has_given_up()) and not self._in_hand
 
     def _step_and_go_on(self) -> None:
-        """Do a step; if that fails, say so once, and wait for longer each time."""
+        """Do a step; if that fails, say why, each reason once, and wait for longer each time."""
         is_last = self._is_let_go  # before the step, so that it is tried once after that
         try:
             self._step()
         except RelayError as error:
-            if not self._failures:
+            if self._is_news(error):
                 logger.warning(
                     "consumer %r can't read from the broker, and goes on trying with growing "
                     "pauses: %s",
                     self.name,
                     error,
                 )
-        except Exception:
-            if not self._failures:
+        except Exception as error:
+            if self._is_news(error):
                 logger.exception("consumer %r can't read from the broker, and tries on", self.name)
         else:
             if not self.is_reading.is_set() and not self._is_stopping:
@@ -240,10 +244,19 @@ class Incoming:
             self._leave_to_others()
             self._wait()
 
+    def _is_news(self, error: Exception) -> bool:
+        """Tell whether it hasn't failed with this since it read the last time."""
+        told = f"{type(error).__name__}: {error}"
+        is_news = told not in self._told and len(self._told) < _MOST_REASONS_TOLD
+        if is_news:
+            self._told.add(told)
+        return is_news
+
     def _say_reading(self) -> None:
         if self._failures:
             logger.info("consumer %r reads from the broker again", self.name)
         self._failures = 0
+        self._told.clear()
         self.is_reading.set()
 
     def _has_room(self) -> bool:
@@ -484,6 +497,9 @@ class Incoming:
         Raises:
             RelayError: the broker; the next call goes on where this one was.
         """
+        if self._transport.is_lost(parcel.received):
+            self._in_hand.remove(parcel)  # another gets it, or this one again
+            return
         if parcel.is_dropped():
             self._tell_broker(parcel, self._transport.give_back)
             self.counts["given-back"] += len(parcel.deliveries)

@@ -214,17 +214,16 @@ class RabbitMQ:
         the shorter): call this at least once in each. However alive it is, what
         isn't acknowledged within RabbitMQ's `consumer_timeout`, 30 minutes, goes
         to another replica.
-
-        Raises:
-            RelayError: they were lost with their connection; others get them.
         """
         what = f"keep {_counted(received)} of the group {group.name!r}"
-        for each in received:
-            self._check_that_it_is_ours(each, what)
         with self._reading.exchange(what) as link:
             while link.read(AT_ONCE):
                 pass
             link.beat()
+
+    def is_lost(self, received: Received) -> bool:
+        """See `Transport`."""
+        return not self._reading.has(received.token.channel)
 
     def acknowledge(self, group: Group, received: Received) -> None:
         """Have the broker forget a parcel.
@@ -449,7 +448,7 @@ class RabbitMQ:
         channel.queue_bind(queue, DEAD_LETTER_EXCHANGE, "", arguments=handed_out_too_often)
 
     def _check_that_it_is_ours(self, received: Received, what: str) -> None:
-        if not self._reading.has(received.token.channel):
+        if self.is_lost(received):
             message = (
                 f"RabbitMQ at {self._reading.address}: could not {what}. The connection over "
                 "which it came is lost, and it goes to another replica."

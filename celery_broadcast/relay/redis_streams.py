@@ -251,6 +251,10 @@ class RedisStreams:
                 *(group.name, lost),
             )
 
+    def is_lost(self, received: Received) -> bool:  # noqa: ARG002  # the transport's
+        """See `Transport`. Redis knows a parcel by its number, whatever the connection."""
+        return False
+
     def acknowledge(self, group: Group, received: Received) -> None:
         """See `Transport`."""
         key, entry_id = received.token

@@ -133,7 +133,17 @@ class Transport(Protocol):
         """
 
     def renew(self, group: Group, received: Sequence[Received]) -> None:
-        """Say that these are still being handled: their lease begins anew."""
+        """Say that these are still being handled: their lease begins anew.
+
+        But not that of what is lost, which is none of the errors.
+        """
+
+    def is_lost(self, received: Received) -> bool:
+        """Tell whether the broker can't be told any more what became of it.
+
+        As the connection is gone over which it came: the broker hands it out again.
+        Never raises.
+        """
 
     def acknowledge(self, group: Group, received: Received) -> None:
         """Have the broker forget a parcel: all in it is handled, or is sent again by itself."""

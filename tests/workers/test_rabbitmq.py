@@ -315,12 +315,12 @@ def test_what_was_lost_with_its_connection_cannot_be_acknowledged(
     calls: list[Callable[[], object]] = [
         lambda: reader.acknowledge(group, lost),
         lambda: reader.give_back(group, lost),
-        lambda: reader.renew(group, [again, lost]),
     ]
     for refused in calls:
         with pytest.raises(RelayError, match="is lost, and it goes to another replica"):
             refused()
-    reader.renew(group, [again])
+    reader.renew(group, [again, lost])
+    assert (reader.is_lost(again), reader.is_lost(lost)) == (False, True)
     reader.acknowledge(group, again)
     assert reader.receive(group, 0.2) is None
 

@@ -12,8 +12,12 @@ import pytest
 from celery import Celery
 from nodes.deadline import wait_until
 from nodes.rabbit_process import RabbitProcess
+from parcels import parcel_of
+from recorder import HeldRecorder, numbered, subscribe
 
 from celery_broadcast.errors import RelayError
+from celery_broadcast.producer import Producer
+from celery_broadcast.relay.incoming import Incoming
 from celery_broadcast.relay.rabbitmq import RabbitMQ
 from celery_broadcast.relay.transport import Group, Limits, Parcel
 
@@ -280,6 +284,43 @@ def test_a_stopped_broker_is_an_error_and_forgets_nothing_it_confirmed(
     wait_until(lambda: succeeds(lambda: sender.publish(parcels("shop.d"))), 30.0)
     wait_until(lambda: succeeds(lambda: reader.declare(GROUP)), 30.0)
     assert sorted(take_all(reader)) == ["shop.a", "shop.b", "shop.d"]
+
+
+def test_a_replica_reads_on_when_its_connection_was_lost_while_it_handled(
+    transport: Callable[..., RabbitMQ],
+    server: RabbitProcess,
+    make_producer: Callable[..., Producer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Longer than a third of the lease, as after some failures: it renews with every try.
+    monkeypatch.setattr("celery_broadcast.relay.incoming.seconds_after", lambda _: 0.5)
+    group = Group(name="pager", event_types=("JobFailed", "JobFinished"))
+    held = HeldRecorder()
+    subscription = subscribe(held, "pager", mailbox_size=None)
+    producer = make_producer(subscription)
+    incoming = Incoming(
+        subscription=subscription,
+        group=group,
+        transport=transport(lease=0.6),
+        accept=lambda deliveries: producer.accept("pager", deliveries),
+        limits=Limits(timeout=TIMEOUT, lease=0.6),
+    )
+    incoming.start()
+    assert incoming.is_reading.wait(30.0)
+    sender = transport()
+    sender.publish([parcel_of(numbered(1))])
+    assert held.held.wait(10.0)
+
+    server.control("close_all_connections", "of a test")
+
+    wait_until(lambda: not incoming.is_reading.is_set())
+    wait_until(incoming.is_reading.is_set)
+    held.freed.set()
+    held.wait_for(2)  # what was in hand comes again
+    wait_until(lambda: succeeds(lambda: sender.publish([parcel_of(numbered(1))])))
+    held.wait_for(3)
+    incoming.stop()
+    assert incoming.wait_for_end(time.monotonic() + 10.0)
 
 
 @pytest.fixture
