@@ -248,7 +248,7 @@ class Bridge:
 
             wait = wait_of(request.headers, attempt.facts["started_at"])
             self._jobs.start(attempt.facts, attempt.started_monotonic, attempt.note, wait)
-        if JobStarted in self._produced and not attempt.muted:
+        if not attempt.muted and self._is_told(JobStarted, attempt):
             if attempt.start is None:
                 attempt.start = self.producer.delivery(JobStarted(**attempt.facts), attempt.note)
             self.producer.put(attempt.start)
@@ -539,7 +539,7 @@ class Bridge:
             if not self._attempts.can_end(attempt):
                 return
             now = time.monotonic()
-            if attempt.muted or event_type not in self._produced:
+            if attempt.muted or not self._is_told(event_type, attempt):
                 self._count_end(event_type, attempt, now)
                 self._attempts.close(attempt)
                 return
@@ -550,6 +550,15 @@ class Bridge:
         self.producer.put(attempt.end)
         if attempt.end.note is None:
             self._attempts.close(attempt)
+
+    def _is_told(self, event_type: type[JobEvent], attempt: Attempt) -> bool:
+        """Tell whether an event is made: what nobody wants costs the job nothing more.
+
+        An end is, wherever the start was: the note behind both is closed by it.
+        """
+        if event_type not in self._produced:
+            return False
+        return attempt.start is not None or self.producer.wants(event_type)
 
     def _count_end(self, event_type: type[JobEnded], attempt: Attempt, now: float) -> None:
         """Count it, before its note may serve another attempt."""

@@ -22,7 +22,7 @@ from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Co
 from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Delivery, Item, Route, delivery_of
 from celery_broadcast.errors import BroadcastError
-from celery_broadcast.events import Event, JobStarted
+from celery_broadcast.events import EVENT_TYPES, Event, JobEvent, JobStarted
 from celery_broadcast.inbox import Inbox, Post
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import say_died
@@ -162,6 +162,8 @@ class Producer:
         self._draining = threading.Lock()
         self._closed = False
         self._is_more_to_drain = False
+        # Which event types of jobs the subscriptions of a moment want.
+        self._wanted: tuple[object, AbstractSet[type[Event]]] = (None, frozenset())
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
         #: Those of this process, known to the producer's thread.
@@ -180,6 +182,22 @@ class Producer:
         """Count, in a pool process, where the main process can read it."""
         self._slots = slots
         self.ledger.share(slots)
+
+    def wants(self, event_type: type[JobEvent]) -> bool:
+        """Tell whether some consumer, here or beyond, may want events of this type.
+
+        Called on the thread that runs the job. Of the first event of a process, and
+        of the first one after a subscription came or went, it says so in any case:
+        that one starts the consumers, or ends them.
+        """
+        subscriptions = self._registry.subscriptions
+        asked, wanted = self._wanted
+        if asked is subscriptions:
+            return event_type in wanted or self._thread is None
+        events = tuple(event for each in subscriptions for event in each.selection.events)
+        wanted = frozenset(each for each in EVENT_TYPES.values() if issubclass(each, events))
+        self._wanted = subscriptions, wanted
+        return True
 
     def notify(self, event: Event) -> None:
         """Publish an event; never block, never raise."""

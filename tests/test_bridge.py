@@ -666,6 +666,101 @@ def test_only_the_chosen_event_types_are_produced(app: Celery, recorder: Recorde
     assert kinds(told(recorder)) == [JobFailed]
 
 
+class Noted:
+    """Notes what the bridge in force publishes, which goes its way all the same."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        bridge = installation.bridge_in_force()
+        assert bridge is not None
+        self.events: list[JobEvent] = []
+        put = bridge.producer.put
+
+        def note(item: Any) -> None:
+            self.events.append(item.event)
+            put(item)
+
+        monkeypatch.setattr(bridge.producer, "put", note)
+
+    def run(self, *tasks: Any) -> list[type[JobEvent]]:
+        """Run jobs, and return what was published for them."""
+        self.events.clear()
+        for task in tasks:
+            task.delay()
+        return kinds(self.events)
+
+
+def test_what_no_consumer_wants_is_not_made_once_the_first_event_has_started_them(
+    broadcasting_app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = Recorder()
+    celery_broadcast.on_job_event(JobFailed, name="failures")(failures.handle)
+    noted = Noted(monkeypatch)
+    work, fail = broadcasting_app.task(works), broadcasting_app.task(divides)
+
+    assert noted.run(work) == [JobStarted, JobFinished]
+    assert noted.run(work, work, fail) == [JobFailed]
+    assert kinds(told(failures)) == [JobFailed]
+
+
+def test_an_end_is_made_where_the_start_was_as_its_note_is_closed_by_it(
+    broadcasting_app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = Recorder()
+    celery_broadcast.on_job_event(JobStarted, name="starts")(starts.handle)
+    noted = Noted(monkeypatch)
+    work = broadcasting_app.task(works)
+
+    assert noted.run(work, work) == [JobStarted, JobFinished] * 2
+    assert kinds(told(starts)) == [JobStarted] * 2
+
+
+def test_the_first_event_after_a_subscription_came_or_went_is_made_in_any_case(
+    broadcasting_app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures, ends = Recorder(), Recorder()
+    celery_broadcast.on_job_event(JobFailed, name="failures")(failures.handle)
+    noted = Noted(monkeypatch)
+    work = broadcasting_app.task(works)
+    noted.run(work)
+
+    subscription = celery_broadcast.subscribe(ends.handle, JobEnded, name="ends")
+
+    assert noted.run(work, work) == [JobStarted, JobFinished, JobFinished]
+    ends.wait_for(2)
+    subscription.cancel()
+    assert noted.run(work, work) == [JobStarted, JobFinished]
+    assert set(kinds(told(ends))) == {JobFinished}
+
+
+def test_nothing_is_made_for_nobody(
+    broadcasting_app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = Noted(monkeypatch)
+    work = broadcasting_app.task(works)
+
+    assert noted.run(work) == [JobStarted, JobFinished]  # the log says that there is no consumer
+    assert noted.run(work, work) == []
+
+
+def test_what_is_not_made_leaves_no_note_of_an_attempt_behind(
+    broadcasting_app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = installation.bridge_in_force()
+    assert bridge is not None
+    bridge._share(slots := as_in_a_child(Slots(count=1)))
+    assert slots.mine is not None
+    celery_broadcast.on_job_event(JobFailed, name="failures")(Recorder().handle)
+    noted = Noted(monkeypatch)
+    work = broadcasting_app.task(works)
+    noted.run(work)
+    celery_broadcast.drain()
+
+    assert noted.run(work) == [JobStarted, JobFinished]  # a drain has stopped the consumers
+    assert noted.run(*[work] * 50) == []
+    celery_broadcast.drain()
+    assert slots.mine.open_notes() == []
+
+
 def test_a_base_type_stands_for_all_below_it() -> None:
     assert produced_events(("JobEnded",)) == set(EVENT_TYPES.values()) - {JobStarted}
     assert produced_events(None) == produced_events(("JobEvent",)) == set(EVENT_TYPES.values())
