@@ -1,12 +1,13 @@
 """Jobs that do nothing, per second, of real workers: prefork, two processes, Redis.
 
-All workers are there all the time, but one at a time runs; the others are
-stopped in the middle of what they do. In its turn, a worker finds all its jobs
+All workers are there at once, others in each round, but one at a time runs; the
+others are stopped in the middle of what they do. In its turn, a worker finds all its jobs
 in the queue, as copies of one message: to publish each would take as long as to
 run it. Two of them tell the time: one in the first few, and the last.
 
 The sleeping handlers can't keep up with the jobs. As consumers they get so far
-behind that their mailboxes overflow; as receivers they hold up the jobs.
+behind that their mailboxes overflow; as receivers they hold up the jobs. What
+Celery takes to call a receiver at all, as any plugin has one, is shown beside them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +30,13 @@ from nodes.local_process import LocalProcess
 from nodes.redis_process import RedisProcess
 from redis import Redis
 
-from benchmarks.measure import Comparison, measure_in_turn
+from benchmarks.measure import Comparison, Measurement, as_measurements, measure_anew
 from benchmarks.worker.app import MARKS, Mark, app, mark, noop
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TURNS = 10
+TURNS = 5
 JOBS = 500
 DEADLINE_SECONDS = 60
 PROJECT = Path(__file__).parents[1]
@@ -64,6 +66,7 @@ WITHOUT = "no plugin"
 SLEEPING_CONSUMERS = "4 consumers that sleep 10 ms"
 TRIVIAL_CONSUMERS = "4 consumers that do nothing"
 SLEEPING_RECEIVERS = "4 receivers that sleep 10 ms"
+EMPTY_RECEIVERS = "an empty receiver of each signal"
 
 KINDS: Mapping[str, Kind] = {
     WITHOUT: Kind(),
@@ -82,29 +85,34 @@ KINDS: Mapping[str, Kind] = {
         jobs=4,  # each takes 80 ms
         receivers=4,
     ),
+    EMPTY_RECEIVERS: Kind(imports=("benchmarks.worker.empty_receivers",), receivers=1),
 }
 
 
 def measure(rounds: int) -> list[Comparison]:
     """Measure the figure."""
-    with ExitStack() as stack:
-        redis = stack.enter_context(RedisProcess())
+    with RedisProcess() as redis:
         app.conf.update(broker_url=redis.url)
-        workers = {
-            name: stack.enter_context(Worker(f"worker-{number}", redis.url, kind))
-            for number, (name, kind) in enumerate(KINDS.items())
-        }
-        measured = measure_in_turn(
-            {name: worker.jobs_per_second for name, worker in workers.items()},
-            unit="jobs/s",
-            rounds=rounds,
-            turns=TURNS,
+        measured = measure_anew(
+            partial(started, KINDS, redis.url), unit="jobs/s", rounds=rounds, turns=TURNS
         )
     return [
         measured.compare(SLEEPING_CONSUMERS, WITHOUT, at_least=0.97),
         measured.compare(SLEEPING_RECEIVERS, WITHOUT),
         measured.compare(TRIVIAL_CONSUMERS, WITHOUT, at_least=0.95),
+        measured.compare(EMPTY_RECEIVERS, WITHOUT),
     ]
+
+
+@contextmanager
+def started(kinds: Mapping[str, Kind], broker_url: str) -> Iterator[list[Measurement]]:
+    """Start a worker of each kind, and give what measures it."""
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(Worker(f"worker-{number}", broker_url, kind))
+            for number, (name, kind) in enumerate(kinds.items())
+        }
+        yield as_measurements({name: each.jobs_per_second for name, each in workers.items()})
 
 
 def copy_of(message: bytes) -> bytes:

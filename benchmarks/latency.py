@@ -20,7 +20,7 @@ from benchmarks.peers import Handler, Outlet, broadcast
 from celery_broadcast.events import JobEvent
 
 TURNS = 3
-EVENTS = 400
+EVENTS = 300
 WARM_UP_EVENTS = 10
 IDLE_SECONDS = 0.002
 PACE_SECONDS = 0.001

@@ -5,10 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import TypeAlias
 
 import msgspec
 from rich.progress import track
+
+#: Measures, and returns values by their names.
+Measurement: TypeAlias = Callable[[], Mapping[str, float]]
 
 _NOISY_SPREAD = 0.20
 
@@ -121,12 +126,12 @@ def measure_in_turn(
         turns: of how many measurements each round is the median. The speed of
             a shared machine changes by the second, so a turn should be short.
     """
-    return measure_all_in_turn(
-        [partial(_as_mapping, name, measure) for name, measure in measurements.items()],
-        unit=unit,
-        rounds=rounds,
-        turns=turns,
-    )
+    return measure_all_in_turn(as_measurements(measurements), unit=unit, rounds=rounds, turns=turns)
+
+
+def as_measurements(measurements: Mapping[str, Callable[[], float]]) -> list[Measurement]:
+    """Return what gives each value by its name."""
+    return [partial(_as_mapping, name, measure) for name, measure in measurements.items()]
 
 
 def _as_mapping(name: str, measure: Callable[[], float]) -> Mapping[str, float]:
@@ -134,7 +139,7 @@ def _as_mapping(name: str, measure: Callable[[], float]) -> Mapping[str, float]:
 
 
 def measure_all_in_turn(
-    measurements: Sequence[Callable[[], Mapping[str, float]]],
+    measurements: Sequence[Measurement],
     *,
     unit: str,
     rounds: int,
@@ -148,13 +153,35 @@ def measure_all_in_turn(
         rounds: as above.
         turns: as above.
     """
+    return measure_anew(lambda: nullcontext(measurements), unit=unit, rounds=rounds, turns=turns)
+
+
+def measure_anew(
+    start: Callable[[], AbstractContextManager[Sequence[Measurement]]],
+    *,
+    unit: str,
+    rounds: int,
+    turns: int,
+) -> Rounds:
+    """Measure in turn what is started anew for each round.
+
+    Of two processes of one program one may be faster, all its life, by some percent:
+    by what lies where in its memory.
+
+    Args:
+        start: starts what is measured, and ends it again; it gives what to call.
+        unit: as above.
+        rounds: as above.
+        turns: as above.
+    """
     values: defaultdict[str, list[list[float]]] = defaultdict(list)
     for _ in track(range(rounds), "rounds", transient=True):
         of_this_round: defaultdict[str, list[float]] = defaultdict(list)
-        for _ in range(turns):
-            for measure in measurements:
-                for name, value in measure().items():
-                    of_this_round[name].append(value)
+        with start() as measurements:
+            for _ in range(turns):
+                for measure in measurements:
+                    for name, value in measure().items():
+                        of_this_round[name].append(value)
         for name, samples in of_this_round.items():
             values[name].append(samples)
     return Rounds(unit, values)

@@ -54,8 +54,8 @@ def measure(rounds: int) -> list[Comparison]:
     """Measure the figure."""
     celery, ours = f"{_CELERY}; {_SAY}", f"{_CELERY}; import celery_broadcast; {_SAY}"
     return [
-        *_compare(_processes("worker", _WORKER), turns=5, rounds=rounds),
-        *_compare(_processes("client", _CLIENT), turns=7, rounds=rounds),
+        *_compare(_processes("worker", _WORKER), turns=3, rounds=rounds),
+        *_compare(_processes("client", _CLIENT), turns=5, rounds=rounds),
         *_compare(
             {
                 "from celery import Celery": start_of(celery),
@@ -66,7 +66,7 @@ def measure(rounds: int) -> list[Comparison]:
                     ours, CELERY_BROADCAST_ENABLED="1"
                 ),
             },
-            turns=4,
+            turns=3,
             rounds=rounds,
         ),
     ]

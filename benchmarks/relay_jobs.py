@@ -25,7 +25,7 @@ from celery_broadcast.relay.choice import Choice
 from celery_broadcast.relay.transport import Group
 from celery_broadcast.settings import Settings
 
-TURNS = 4
+TURNS = 3
 
 RELAY = "1 remote consumer of everything"
 OFF = "the flag off"

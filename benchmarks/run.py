@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
@@ -24,9 +25,11 @@ def run(measures: Mapping[str, Callable[[int], Sequence[Comparison]]], rounds: i
     missed = False
     for name, measure in measures.items():
         machine = report.describe_machine()
+        began = time.monotonic()
         result = report.Result(machine, measure(rounds))
         report.save(name, result)
         report.show(name, result, console)
+        console.print(f"[dim]It took {time.monotonic() - began:.0f} s.")
         missed |= any(comparison.is_missed for comparison in result.comparisons)
     results = report.load()
     page.write(results)

@@ -21,8 +21,9 @@ from benchmarks.jobs_per_second import Kind, Worker
 from benchmarks.measure import Comparison, measure_in_turn
 from benchmarks.worker.app import app
 
-TURNS = 4
+TURNS = 3
 JOBS = 2_500
+PLAIN_JOBS = 1_000
 
 SCRAPED = "metrics, scraped each second"
 UNSCRAPED = "metrics, not scraped"
@@ -39,7 +40,7 @@ def measure(rounds: int) -> list[Comparison]:
     """
     port = free_port()
     without = Kind(
-        imports=("celery_broadcast.plugin", _CONSUMERS), jobs=JOBS, consumers=4, receivers=1
+        imports=("celery_broadcast.plugin", _CONSUMERS), jobs=PLAIN_JOBS, consumers=4, receivers=1
     )
     scraped = Kind(
         imports=("benchmarks.worker.measured", *without.imports),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,15 @@ import pytest
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.jobs_per_second import copy_of
 from benchmarks.latency import percentile
-from benchmarks.measure import Comparison, Rounds, Spread, measure_in_turn
+from benchmarks.measure import (
+    Comparison,
+    Measurement,
+    Rounds,
+    Spread,
+    as_measurements,
+    measure_anew,
+    measure_in_turn,
+)
 from benchmarks.pool_process import Crowd
 from celery_broadcast.events import JobStarted
 from celery_broadcast.selection import kind_of
@@ -101,6 +111,21 @@ def test_what_is_compared_is_measured_in_turn() -> None:
 
     assert order == ["ours", "theirs"] * 4
     assert measured.values == {"ours": [[1.0, 1.0]] * 2, "theirs": [[2.0, 2.0]] * 2}
+
+
+def test_what_differs_from_process_to_process_is_started_anew_for_each_round() -> None:
+    order = []
+
+    @contextmanager
+    def started() -> Iterator[list[Measurement]]:
+        order.append("start")
+        yield as_measurements({"ours": lambda: 1.0, "theirs": lambda: 2.0})
+        order.append("end")
+
+    measured = measure_anew(started, unit="µs", rounds=2, turns=3)
+
+    assert order == ["start", "end"] * 2
+    assert measured.values == {"ours": [[1.0] * 3] * 2, "theirs": [[2.0] * 3] * 2}
 
 
 def test_a_percentile_is_a_value_that_so_many_percent_do_not_exceed() -> None:
