@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 import threading
@@ -251,4 +252,10 @@ def calls() -> None:
 
 @app.task
 def sends_chord(headers: list[dict[str, Any]], body: dict[str, Any]) -> None:
-    chord([signature(header, app=app) for header in headers], signature(body, app=app)).delay()
+    # Celery subscribes to the results. Is one of an earlier chord collected just then, its
+    # `__del__` unsubscribes, and waits for ever for the lock of redis-py that this thread has.
+    gc.disable()
+    try:
+        chord([signature(header, app=app) for header in headers], signature(body, app=app)).delay()
+    finally:
+        gc.enable()
