@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +26,11 @@ settings.load_profile("without deadline")
 
 # Where the benchmarks are; last, so that what is tested is the installed package.
 sys.path.append(str(Path(__file__).parents[1]))
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would do whatever
+# they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
