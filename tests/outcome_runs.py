@@ -32,7 +32,7 @@ CONCURRENCY = {"prefork": 12, "threads": 16, "solo": 1, "gevent": 50, "eventlet"
 # Where a limit does something; elsewhere the job runs on.
 ENFORCED = {"soft_time_limit": ("prefork",), "time_limit": ("prefork", "gevent")}
 BEYOND_ANY_LIMIT_SECONDS = 60.0
-BEYOND_THE_LIMIT_SECONDS = 1.5
+BEYOND_THE_LIMIT_SECONDS = 1.0
 
 # Celery says the one up to 5.4, and the other from 5.5 on.
 COLD_SHUTDOWN = re.compile(r"Cold shutdown|Hitting Ctrl.C again")
@@ -200,7 +200,8 @@ class Run:
         arguments = job.arguments
         if job.task.startswith("outlasts"):
             is_enforced = any(self.pool in ENFORCED[option] for option in job.options)
-            arguments = (BEYOND_ANY_LIMIT_SECONDS if is_enforced else BEYOND_THE_LIMIT_SECONDS,)
+            beyond = max(job.options.values()) + BEYOND_THE_LIMIT_SECONDS
+            arguments = (BEYOND_ANY_LIMIT_SECONDS if is_enforced else beyond,)
         return self.worker.app.signature(
             f"job_app_outcomes.{job.task}",
             arguments,
