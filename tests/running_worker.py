@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import reports
@@ -26,16 +26,22 @@ class RunningWorker:
     Attributes:
         app: the client's app.
         queue: the queue of this worker alone.
+        results: of the jobs that it was sent. A result that is collected unsubscribes; if
+            that happens while the same thread subscribes to another, redis-py before 6 waits
+            for itself.
     """
 
     app: Celery
     queue: str
     process: WorkerProcess
     listener: Listener
+    results: list[AsyncResult[Any]] = field(default_factory=list)
 
     def send(self, task: str, *args: object, **options: Any) -> AsyncResult[Any]:
         """Send a job; the task is named as in `job_app`."""
-        return self.app.send_task(f"job_app.{task}", args, **options)
+        result = self.app.send_task(f"job_app.{task}", args, **options)
+        self.results.append(result)
+        return result
 
     def is_listening(self) -> bool:
         """Tell whether it hears remote control; what comes before is lost."""
@@ -120,5 +126,7 @@ def started_worker(
         process.start()
         listener.worker_log = process.logs
         app.conf.update(config)
-        yield RunningWorker(app, config["task_default_queue"], process, listener)
+        worker = RunningWorker(app, config["task_default_queue"], process, listener)
+        yield worker
+        worker.results.clear()
         gc.collect()  # a result that is collected tells the backend, while there is one
