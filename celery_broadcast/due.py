@@ -9,7 +9,8 @@ from typing import Any
 
 from celery_broadcast.facts import DUE_AT
 
-_END_OF_TIME = 253_402_300_800.0  # the year 10,000, in which no date can be
+# A clock that is further off has never been set, and would be all that is seen in a sum.
+_LONGEST_WAIT_SECONDS = 366 * 86_400.0
 
 
 def note_due(headers: object) -> None:
@@ -30,11 +31,12 @@ def wait_of(headers: object, started_at: float) -> float | None:
     Args:
         headers: of its message; whoever sent it may have put anything in them.
         started_at: when it started, in seconds since 1970, UTC. By the clock of another
-            machine than the sender's that may be before it was due: then it is 0.0.
+            machine than the sender's that may be before it was due: then it is 0.0. If one
+            of the two clocks is off by more than a year, nobody knows how long it waited.
     """
     due_at: Any = headers.get(DUE_AT) if isinstance(headers, Mapping) else None
-    if type(due_at) is not float or not 0.0 <= due_at <= _END_OF_TIME:
-        return None
+    if type(due_at) is not float or not abs(started_at - due_at) <= _LONGEST_WAIT_SECONDS:
+        return None  # nor if it is no number
     return max(0.0, started_at - due_at)
 
 

@@ -59,6 +59,7 @@ _ROW_NAME = 8 * _NUMBERS  # up to the row's end
 # that what belongs to it is complete.
 _FIRST_INTENT, _INTENT = 8, 16  # where they begin, and how long each is, in numbers
 _WHOSE, _START_AT, _START, _WAIT, _WAIT_SUM, _END_AT, _END, _BUCKET, _SUM = range(9)
+_MOST = (1 << 64) - 1
 _BITS = 16  # of a place
 _PLACE = (1 << _BITS) - 1
 
@@ -114,6 +115,9 @@ class Jobs:
         self._own: _Memory | None = None
         self._departed: dict[Key, list[int]] = {}
         self._named: set[Key] = set()
+        # By the job and when it started, as what a start was counted whose note had no room
+        # for all names. The end is yet to come.
+        self._started_as: dict[tuple[str, float | None], Key] = {}
 
     def share(self, slots: Slots) -> None:
         """Count, in a pool process, where its main process can read it."""
@@ -152,9 +156,11 @@ class Jobs:
             runtime: seconds.
             note: as above.
         """
+        key = _key_of(facts)
         with self._counting:
-            memory = self._memory()
-            memory.count_end(_key_of(facts), started, _END_OF[event_type], runtime, note)
+            if self._started_as:
+                key = self._started_as.pop((facts["task_id"], started), key)
+            self._memory().count_end(key, started, _END_OF[event_type], runtime, note)
 
     def _memory(self) -> _Memory:
         if self._own is None:
@@ -169,9 +175,16 @@ class Jobs:
         Returns:
             Whether its end is counted.
         """
-        memory = _Memory(slot.job_memory, slot)
-        memory.count_start(_key_of(running.facts), running.started_monotonic, note)
-        return memory.finish_end(note)
+        memory, key = _Memory(slot.job_memory, slot), _key_of(running.facts)
+        started = running.started_monotonic
+        if not memory.finish_start(started, note):
+            memory.count_start(key, started, note)
+        if memory.finish_end(note):
+            return True
+        counted_as = memory.key_of_start(note)
+        if counted_as != key:
+            self._started_as[running.facts["task_id"], started] = counted_as
+        return False
 
     def bury(self, slot: Slot) -> None:
         """Keep what a process that is gone has counted."""
@@ -226,6 +239,7 @@ class _Memory:
             bucket = place + _WAITS + bisect_left(BOUNDS, wait)
             in_bucket = numbers[bucket] + 1
             waited = numbers[place + _WAITED] + (int(wait * 1e9) if wait > 0.0 else 0)
+            waited = min(waited, _MOST)
         if note is not None:
             intent = _FIRST_INTENT + note * _INTENT
             if self._times[intent + _WHOSE] != started:
@@ -243,6 +257,20 @@ class _Memory:
             numbers[place + _WAITED] = waited
             numbers[bucket] = in_bucket
         numbers[at] = count
+
+    def finish_start(self, started: float, note: int) -> bool:
+        """Count a start that was begun to be counted; tell whether one was."""
+        intent = _FIRST_INTENT + note * _INTENT
+        if self._times[intent + _WHOSE] != started or not self._numbers[intent + _START_AT]:
+            return False
+        self._write_start(intent)
+        return True
+
+    def key_of_start(self, note: int) -> Key:
+        """Return as what the start was counted of the attempt that has this note."""
+        at = self._numbers[_FIRST_INTENT + note * _INTENT + _START_AT] & _PLACE
+        keys = (key for key, place in self._places.items() if place == at - _STARTED)
+        return next(keys, OTHER)
 
     def _write_start(self, intent: int) -> None:
         numbers = self._numbers
@@ -284,7 +312,7 @@ class _Memory:
     def finish_end(self, note: int) -> bool:
         """Count an end that was begun to be counted; tell whether one was.
 
-        Called after `count_start` of the attempt that has the note.
+        Called once the start of the attempt that has the note is counted.
         """
         intent = _FIRST_INTENT + note * _INTENT
         if not self._numbers[intent + _END_AT]:

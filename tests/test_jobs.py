@@ -88,6 +88,16 @@ def test_how_long_a_job_waited_is_counted_with_its_start(note: int | None) -> No
     assert (its.started, its.waited_seconds, sum(its.buckets)) == (3, 7200.02, 0)
 
 
+def test_jobs_that_waited_for_longer_than_64_bits_can_tell_are_counted() -> None:
+    jobs = Jobs()
+
+    for started in range(3):
+        jobs.start(FACTS, float(started), None, 1e10)
+
+    assert (numbers(jobs).started, sum(numbers(jobs).waits)) == (3, 3)
+    assert numbers(jobs).waited_seconds == pytest.approx(2**64 / 1e9)
+
+
 def test_a_job_that_never_started_ends_and_took_no_time() -> None:
     jobs = Jobs()
 
@@ -198,6 +208,27 @@ def test_numbers_of_processes_that_are_gone_are_kept() -> None:
         assert ledger.job_numbers()[KEY] == before
 
     assert ledger.job_numbers()[KEY].started == 3
+
+
+@pytest.mark.parametrize("killed", ["once it was counted", "before it was counted"])
+def test_a_killed_job_whose_note_is_cut_short_ends_as_what_it_was_counted(killed: str) -> None:
+    main, slots = Jobs(), Slots(count=1)
+    child, slot = in_pool_process(slots)
+    noted = running(600 * "x", root_id=600 * "x", queue="mail")
+    note = note_down(slot, noted)
+    if killed == "once it was counted":
+        child.start(FACTS, noted.started_monotonic, note)
+
+    found = slot.read(note)
+    assert found is not None
+    assert "queue" not in found.facts
+    assert main.settle(slot, note, found) is False
+    main.bury(slot)
+    main.end(found.facts, found.started_monotonic, JobLost, 0.25)
+
+    key = KEY if killed == "once it was counted" else ("shop.charge", "")
+    assert {each: n.started for each, n in main.numbers([]).items() if n.started} == {key: 1}
+    assert (numbers(main, key).running, ends(numbers(main, key))) == (0, {"JobLost": 1})
 
 
 def test_a_forked_child_counts_from_zero_where_its_parent_reads() -> None:
