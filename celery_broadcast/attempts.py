@@ -71,6 +71,7 @@ class Attempt(msgspec.Struct, kw_only=True):
         acks_late: whether the broker keeps its message until it has ended.
         muted: whether nothing is told of it. The main process doesn't even
             know of it, so as not to tell of it either.
+        is_over: whether it has ended, and nobody is told.
         note: the number of the note by which the main process knows of it.
         traceback: what Celery told of a failure before the end, as text.
         start: its start, as it is published.
@@ -83,6 +84,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     eager: bool = False
     acks_late: bool = False
     muted: bool = False
+    is_over: bool = False
     note: int | None = None
     traceback: str = ""
     start: Delivery | None = None

@@ -535,12 +535,16 @@ class Bridge:
         self, event_type: type[JobEnded], attempt: Attempt, details: Mapping[str, Any]
     ) -> None:
         """Publish the one end of an attempt. Twice is harmless."""
+        if attempt.is_over:  # it was struck before its note was closed
+            self._attempts.close(attempt)
+            return
         if attempt.end is None:
             if not self._attempts.can_end(attempt):
                 return
             now = time.monotonic()
             if attempt.muted or not self._is_told(event_type, attempt):
                 self._count_end(event_type, attempt, now)
+                attempt.is_over = True
                 self._attempts.close(attempt)
                 return
             event = _event(event_type, attempt, details, time.time(), now)

@@ -26,6 +26,7 @@ from celery.exceptions import (
     WorkerLostError,
 )
 from kombu import Exchange, Queue
+from nodes.deadline import wait_until
 from recorder import Recorder
 from test_slots import as_in_a_child
 
@@ -815,33 +816,44 @@ def lines_until_done(line: int, function: Callable[[], object]) -> bool:
     return strike.lines_left <= 0
 
 
+def send_around(task: Any, task_id: str, struck: str = "", line: int = 0) -> bool:
+    """Send what Celery sends around a job; tell whether the limit struck what hears this signal."""
+    was_struck = False
+    task.push_request(id=task_id, args=(), kwargs={}, called_directly=False)
+    facts = {"task_id": task_id, "task": task, "args": (), "kwargs": {}}
+    send_start = partial(signals.task_prerun.send, sender=task, **facts)
+    send_end = partial(
+        signals.task_postrun.send, sender=task, **facts, retval=None, state="SUCCESS"
+    )
+    for name, send in (("task_prerun", send_start), ("task_postrun", send_end)):
+        if name == struck:
+            was_struck = lines_until_done(line, send)
+        else:
+            send()
+    task.pop_request()
+    return was_struck
+
+
+def strike_everywhere(task: Any, struck: str) -> int:
+    """Have a job struck at each line, and one that isn't; return how many jobs that were."""
+    line = 1
+    while send_around(task, f"id-{line}", struck, line):
+        line += 1
+    assert line > 30  # it struck in many places
+    return line
+
+
 @pytest.mark.parametrize("struck", ["task_prerun", "task_postrun"])
 def test_wherever_the_soft_time_limit_strikes_a_job_has_one_start_and_one_end(
     broadcasting_app: Celery, recorder: Recorder, struck: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = broadcasting_app.task(works)
-    bridge = installation._bridge
+    bridge = installation.bridge_in_force()
     assert bridge is not None
     bridge._share(slots := as_in_a_child(Slots(count=1)))
     assert slots.mine is not None
-    was_struck, line = True, 0
 
-    while was_struck:
-        line += 1
-        task.push_request(id=f"id-{line}", args=(), kwargs={}, called_directly=False)
-        facts = {"task_id": f"id-{line}", "task": task, "args": (), "kwargs": {}}
-        send_start = partial(signals.task_prerun.send, sender=task, **facts)
-        send_end = partial(
-            signals.task_postrun.send, sender=task, **facts, retval=None, state="SUCCESS"
-        )
-        for name, send in (("task_prerun", send_start), ("task_postrun", send_end)):
-            if name == struck:
-                was_struck = lines_until_done(line, send)
-            else:
-                send()
-        task.pop_request()
+    jobs = strike_everywhere(broadcasting_app.task(works), struck)
 
-    assert line > 30  # it struck in many places
     kinds_of: defaultdict[str, list[type[JobEvent]]] = defaultdict(list)
     for event in told(recorder):
         kinds_of[event.task_id].append(type(event))
@@ -851,6 +863,32 @@ def test_wherever_the_soft_time_limit_strikes_a_job_has_one_start_and_one_end(
     assert first == ([JobStarted] if struck == "task_postrun" else [])
     left_open = [running.facts["task_id"] for _, running in slots.mine.open_notes() if running]
     assert left_open == ["id-1"] * len(first)
-    assert len(kinds_of) == line - 1
+    assert len(kinds_of) == jobs - 1
     assert all(kinds == [JobStarted, JobFinished] for kinds in kinds_of.values())
+    caplog.clear()
+
+
+@pytest.mark.parametrize("struck", ["task_prerun", "task_postrun"])
+def test_wherever_the_soft_time_limit_strikes_a_job_of_which_nobody_is_told_is_counted_once(
+    app: Celery, struck: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.conf.update(broadcast_enabled=True, broadcast_metrics_port=9808)
+    celery_broadcast.install(app)
+    assert app.conf.broadcast_enabled
+    bridge = installation.bridge_in_force()
+    assert bridge is not None
+    assert bridge._jobs is not None
+    bridge._share(slots := as_in_a_child(Slots(count=1)))
+    assert slots.mine is not None
+    celery_broadcast.on_job_event(JobFailed, name="failures")(Recorder().handle)
+    task = app.task(works)
+    send_around(task, "the first, of which they are told all the same")
+    wait_until(lambda: slots.mine is not None and not slots.mine.open_notes())
+
+    jobs = strike_everywhere(task, struck)
+
+    (counted,) = [each for each in bridge._jobs.numbers([]).values() if each.started]
+    left_open = len(slots.mine.open_notes())
+    assert left_open == (struck == "task_postrun")  # as above, of the first that was struck
+    assert (counted.started, counted.ended["JobFinished"]) == (jobs + left_open, jobs)
     caplog.clear()
