@@ -817,6 +817,25 @@ def test_what_came_over_a_lost_connection_is_left_to_whom_it_goes_next(
     assert replica.incoming.is_reading.is_set()
 
 
+def test_what_was_lost_while_it_had_to_wait_for_its_turn_is_not_handled(
+    broker: MemoryBroker, start: Start
+) -> None:
+    held = HeldRecorder()
+    replica = start(held, concurrency=2)
+    broker.add("pager", parcel_of(numbered(1)))
+    assert held.held.wait(10.0)
+
+    broker.cut(replica.transport)  # it comes again, and waits until it is alone
+    wait_until(lambda: replica.incoming.counts["parcels"] == 2)
+    broker.cut(replica.transport)
+    held.freed.set()
+
+    held.wait_for(2)
+    done(broker)
+    assert held.task_ids == ["0", "0"]
+    assert replica.incoming.counts["parcels"] == 3
+
+
 # The end.
 
 

@@ -236,6 +236,9 @@ class Incoming:
         self._say_missing()
         for parcel in [parcel for parcel in self._in_hand if not parcel.pending]:
             self._finish_or_refuse(parcel)
+        for parcel in [parcel for parcel in self._in_hand if not parcel.is_handed_over]:
+            if self._transport.is_lost(parcel.received):
+                self._in_hand.remove(parcel)  # it comes again, and then has its turn
         if len(self._in_hand) == 1:
             self._hand_over(self._in_hand[0])  # what had to wait until it is alone
         if self._has_room() and time.monotonic() >= self._look_at:
