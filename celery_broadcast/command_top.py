@@ -247,10 +247,11 @@ def _read(answers: Mapping[str, Mapping[str, Any]]) -> tuple[Answers, dict[str, 
     for node, answer in answers.items():
         try:
             consumers = msgspec.convert(answer.get("consumers", {}), dict[str, ConsumerStats])
-        except msgspec.ValidationError:
+            state = state_of(answer)
+        except Exception:  # noqa: BLE001  # whatever another version may answer
             states[node] = "is of another version of celery-broadcast"
         else:
-            numbers[node], states[node] = consumers, state_of(answer)
+            numbers[node], states[node] = consumers, state
     return numbers, states
 
 

@@ -129,9 +129,19 @@ def test_workers_that_are_not_on_are_named() -> None:
     )
 
 
-def test_a_worker_of_another_version_is_named_and_the_others_are_shown() -> None:
+@pytest.mark.parametrize(
+    "of_another",
+    [
+        {"state": "on", "consumers": {"store": {"offered": "many"}}},
+        {"state": "switched-off", "off_since": 1e18},
+        {"consumers": {}},
+        ["on"],
+        None,
+    ],
+    ids=str,
+)
+def test_a_worker_of_another_version_is_named_and_the_others_are_shown(of_another: Any) -> None:
     screen = Screen()
-    of_another = {"state": "on", "consumers": {"store": {"offered": "many"}}}
 
     screen.take(1.0, {"celery@a": answer(store=stats()), "celery@b": of_another})
 
