@@ -22,7 +22,7 @@ from celery_broadcast.counts import DRAIN_TIMEOUT, INBOX_FULL, ConsumerStats, Co
 from celery_broadcast.crew import Crew
 from celery_broadcast.dispatcher import Delivery, Item, Route, delivery_of
 from celery_broadcast.errors import BroadcastError
-from celery_broadcast.events import EVENT_TYPES, Event, JobEvent, JobStarted
+from celery_broadcast.events import Event, JobEvent, JobStarted
 from celery_broadcast.inbox import Inbox, Post
 from celery_broadcast.ledger import Ledger
 from celery_broadcast.losses import say_died
@@ -162,8 +162,8 @@ class Producer:
         self._draining = threading.Lock()
         self._closed = False
         self._is_more_to_drain = False
-        # Which event types of jobs the subscriptions of a moment want.
-        self._wanted: tuple[object, AbstractSet[type[Event]]] = (None, frozenset())
+        # The subscriptions that there were when a job asked what they want.
+        self._asked: object = None
         self._refused: Counter[Kind] = Counter()
         self._refusing = threading.Lock()
         #: Those of this process, known to the producer's thread.
@@ -191,12 +191,9 @@ class Producer:
         that one starts the consumers, or ends them.
         """
         subscriptions = self._registry.subscriptions
-        asked, wanted = self._wanted
-        if asked is subscriptions:
-            return event_type in wanted or self._thread is None
-        events = tuple(event for each in subscriptions for event in each.selection.events)
-        wanted = frozenset(each for each in EVENT_TYPES.values() if issubclass(each, events))
-        self._wanted = subscriptions, wanted
+        if self._asked is subscriptions:
+            return event_type in self._registry.wanted or self._thread is None
+        self._asked = subscriptions
         return True
 
     def notify(self, event: Event) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
+from collections.abc import Set as AbstractSet
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from celery_broadcast import fork
 from celery_broadcast.batch import Batch
 from celery_broadcast.consumer import Consumer
 from celery_broadcast.errors import ConfigurationError
+from celery_broadcast.events import EVENT_TYPES, Event
 from celery_broadcast.restarts import Restart
 from celery_broadcast.selection import Selection
 from celery_broadcast.settings import check_seconds
@@ -145,10 +147,25 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        self.subscriptions: tuple[Subscription, ...] = ()
+        self.subscriptions = ()
         self._check: Callable[[Subscription], None] | None = None
         self.forget()
         fork.starts_clean(self)
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """All of them."""
+        return self._subscriptions
+
+    @subscriptions.setter
+    def subscriptions(self, subscriptions: tuple[Subscription, ...]) -> None:
+        events = tuple(event for each in subscriptions for event in each.selection.events)
+        #: The types of job events that one of them may want. Found here, as no job may
+        #: have to ask each of them.
+        self.wanted: AbstractSet[type[Event]] = frozenset(
+            each for each in EVENT_TYPES.values() if issubclass(each, events)
+        )
+        self._subscriptions = subscriptions  # last: what it wants is known by then
 
     def forget(self) -> None:
         """Have a lock of its own, in a forked child; the subscriptions stay, but for streams."""

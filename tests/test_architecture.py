@@ -43,7 +43,7 @@ MAY_IMPORT = {
         *("batch", "errors", "events", "rate_limit", "restarts", "selection", "settings"),
     },
     "subscription": {
-        *("batch", "consumer", "errors", "fork", "restarts", "selection", "settings"),
+        *("batch", "consumer", "errors", "events", "fork", "restarts", "selection", "settings"),
         "switch",
     },
     "declaration": {

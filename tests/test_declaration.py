@@ -26,6 +26,7 @@ from celery_broadcast.consumer import Consumer, FunctionConsumer
 from celery_broadcast.declaration import on_job_event
 from celery_broadcast.errors import ConfigurationError
 from celery_broadcast.events import (
+    EVENT_TYPES,
     JobEnded,
     JobEvent,
     JobFailed,
@@ -810,6 +811,19 @@ def test_a_reader_of_the_registry_keeps_what_it_read() -> None:
 
     assert [known.name for known in read] == ["first"]
     assert [known.name for known in registry.subscriptions] == ["first", "second"]
+
+
+def test_what_the_subscriptions_want_is_known_before_a_job_asks() -> None:
+    registry = Registry()
+    failures = subscribe(print, "failures", events=(JobFailed,))
+    registry.add(failures)
+    registry.add(subscribe(print, "ends", events=(JobEnded,)))
+    assert registry.wanted == {each for each in EVENT_TYPES.values() if each is not JobStarted}
+
+    registry.subscriptions = (failures,)
+    assert registry.wanted == {JobFailed}
+    registry.clear()
+    assert not registry.wanted
 
 
 @given(declared=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123"))))
