@@ -192,7 +192,9 @@ def _check_globs(option: str, value: object) -> tuple[str, ...]:
     globs = _several(value)
     if all(isinstance(glob, str) and glob for glob in globs) and (globs or value is None):
         return globs
-    msg = f"{option}={value!r} is not a glob. Use {option}='shop.*', or a list of such."
+    name = getattr(value, "name", None)  # a task's, or a queue's
+    remedy = f"{name!r}, its name" if name and isinstance(name, str) else "'shop.*'"
+    msg = f"{option}={value!r} is not a glob. Use {option}={remedy}, or a list of such."
     raise ConfigurationError(msg)
 
 
@@ -238,7 +240,10 @@ def _several(value: Any) -> tuple[Any, ...]:
         return ()
     if isinstance(value, str | type) or not isinstance(value, Iterable):
         return (value,)
-    return tuple(value)
+    try:
+        return tuple(value)
+    except TypeError:  # Celery's proxy of a task looks as if it were iterable
+        return (value,)
 
 
 @cache  # to ask takes longer than all the rest of a declaration

@@ -15,6 +15,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 from nodes.deadline import wait_until
@@ -800,6 +801,19 @@ def test_a_consumer_lives_as_long_as_it_is_declared() -> None:
     registry.clear()
     gc.collect()
     assert trail() is None
+
+
+@pytest.mark.parametrize("how", [{}, {"lazy": False}], ids=["as a proxy", "itself"])
+def test_a_task_in_place_of_its_name_is_refused_with_its_name(
+    app: Celery, how: dict[str, Any]
+) -> None:
+    def charge() -> None: ...
+
+    declare: Any = app.task
+    task = declare(name="shop.charge", **how)(charge)
+
+    with pytest.raises(ConfigurationError, match=r"Use task='shop\.charge', its name, or a list"):
+        on_job_event(JobFailed, task=task)
 
 
 def test_a_reader_of_the_registry_keeps_what_it_read() -> None:
