@@ -52,7 +52,7 @@ def consumers(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001  # cli
                 text = ", ".join(map(str, value)) if isinstance(value, list) else value
                 line = f"{fact.replace('_', ' ')}: {text}"
                 click.echo(click.wrap_text(line, 80, "  ", "    "))
-    click.echo(f"{len(found)} consumers", err=True)
+    click.echo(f"{len(found)} consumer{'s' * (len(found) != 1)}", err=True)
 
 
 def facts_of(subscription: Subscription, settings: Settings) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class _LazyGroup(click.Group):
 
 @click.group(name="broadcast", cls=_LazyGroup)
 def broadcast() -> None:
-    """Run consumers outside of the workers, and look after their events on the broker."""
+    """See what the consumers of job events do, and run the remote ones."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show every name
@@ -240,7 +240,7 @@ def replay(ctx: click.Context, group: str, ids: tuple[str, ...]) -> None:
             count = letters.replay(_with_ids(letters, ids))
         else:
             count = sum(letters.replay(some) for some in letters.all_so_far())
-        click.echo(f"{count} dead letters were sent to {group} again")
+        click.echo(f"{_letters(count)} sent to {group} again")
 
 
 @dead_letters.command()
@@ -259,16 +259,20 @@ def purge(ctx: click.Context, group: str, ids: tuple[str, ...], force: bool) -> 
     """  # noqa: D301  # click knows it as a mark
     with _letters_of(ctx, group) as letters:
         if not force:
-            which = f"{len(ids)} dead letters" if ids else "all dead letters"
+            which = f"{len(ids)} dead letter{'s' * (len(ids) > 1)}" if ids else "all dead letters"
             click.confirm(f"Throw {which} of {group} away?", abort=True)
         if ids:
             count = letters.purge(_with_ids(letters, ids))
         else:
             count = sum(letters.purge(some) for some in letters.all_so_far())
-        click.echo(f"{count} dead letters were thrown away")
+        click.echo(f"{_letters(count)} thrown away")
 
 
 # What they have in common.
+
+
+def _letters(count: int) -> str:
+    return "1 dead letter was" if count == 1 else f"{count} dead letters were"
 
 
 @contextlib.contextmanager

@@ -219,7 +219,7 @@ def test_dead_letters_are_replayed_to_their_group(shop: Celery, broker: MemoryBr
     one = command(shop, "dead-letters", "replay", "pager", ids[0])
     rest = command(shop, "dead-letters", "replay", "pager")
 
-    assert one.output == "1 dead letters were sent to pager again\n"
+    assert one.output == "1 dead letter was sent to pager again\n"
     assert rest.output == "2 dead letters were sent to pager again\n"
     assert len(broker.waiting["pager"]) == 3
     assert broker.letters["pager"] == []
@@ -233,7 +233,7 @@ def test_dead_letters_are_purged_after_a_question(shop: Celery, broker: MemoryBr
     one = command(shop, "dead-letters", "purge", "pager", ids[0], "--force")
     rest = command(shop, "dead-letters", "purge", "pager", answer="y\n")
 
-    assert one.output == "1 dead letters were thrown away\n"
+    assert one.output == "1 dead letter was thrown away\n"
     assert "2 dead letters were thrown away" in rest.output
     assert broker.letters["pager"] == []
 

@@ -278,7 +278,7 @@ def test_the_commands_show_replay_and_purge_dead_letters(shop: Shop) -> None:
     assert shop.command("dead-letters", "list", "nobody").returncode == 2
 
     replayed = shop.command("dead-letters", "replay", "pager", listed[0]["id"])
-    assert "1 dead letters were sent to pager again" in replayed.stdout
+    assert "1 dead letter was sent to pager again" in replayed.stdout
     before = len(shop.lines("began"))
     with shop.consumer():
         wait_until(lambda: len(shop.letters()) == 2, 30.0)
