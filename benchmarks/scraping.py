@@ -21,7 +21,7 @@ from benchmarks.jobs_per_second import Kind, Worker
 from benchmarks.measure import Comparison, measure_in_turn
 from benchmarks.worker.app import app
 
-TURNS = 3
+TURNS = 2
 JOBS = 2_500
 PLAIN_JOBS = 1_000
 
