@@ -47,8 +47,9 @@ def stats(  # noqa: PLR0913, PLR0917  # an option each
 ) -> None:
     """Show what the consumers of the running workers do, per worker and summed.
 
-    The exit code is 1 if one has dropped events or gave up, or if no worker
-    answers, or not each of the destination; 0 when --watch ends by Ctrl-C.
+    The numbers are from the start of a worker on. The exit code is 1 if a
+    consumer has dropped events since or gave up, or if no worker answers, or
+    not each of the destination; 0 when --watch ends by Ctrl-C.
 
     \b
     Example:
@@ -211,7 +212,10 @@ def _shown(answers: Mapping[str, Mapping[str, Any]]) -> str:
         return "No worker answered."
     lines: list[str] = []
     for node, answer in answers.items():
-        lines += [f"{node} {state_of(answer)}", *_table(answer.get("consumers", {})), ""]
+        consumers = answer.get("consumers", {})
+        is_on = answer.get("state") == "on"
+        lines.append(f"{node} {state_of(answer)}")
+        lines += [*(_table(consumers) if consumers or is_on else []), ""]
     if len(answers) > 1:
         lines += ["all workers", *_table(_summed(answers)), ""]
     return "\n".join(lines[:-1])

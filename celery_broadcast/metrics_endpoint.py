@@ -57,7 +57,8 @@ class MetricsEndpoint:
         except OSError as error:
             logger.error(  # noqa: TRY400  # as above
                 "broadcast can't serve metrics at %s:%d (%s). Set broadcast_metrics_port and "
-                "broadcast_metrics_host to what is free on this machine",
+                "broadcast_metrics_host to what is free on this machine; celery broadcast "
+                "consume has --metrics-port, to be given beside a worker",
                 self._host,
                 self._port,
                 error,

@@ -288,7 +288,7 @@ class RabbitMQ:
     def watch(self, watched: Group, wait_seconds: float) -> Received | None:
         """See `Transport`. What is published while there is no connection isn't watched."""
         deadline = time.monotonic() + wait_seconds
-        with self._reading.exchange("watch what is published", wait_seconds + self._limits.timeout):
+        with self._reading.exchange("read what is published", wait_seconds + self._limits.timeout):
             while True:
                 inbox = self._watching_inbox(watched)
                 message = inbox.take()

@@ -66,7 +66,7 @@ TURNS = 8
 
 Command: TypeAlias = tuple[Any, ...]
 
-_WATCHING = "watch what is published"
+_WATCHING = "read what is published"
 
 
 class Token(NamedTuple):
