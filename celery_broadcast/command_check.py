@@ -29,6 +29,8 @@ def check(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001  # click's
     mistakes = list(_mistakes_of_imports(app))
     settings, more = _settings(app)
     mistakes += more
+    if not mistakes:
+        mistakes += _not_installed(app)
     consumers, more = _consumers(app, is_readable=not more)
     mistakes += more
     mistakes += _missing_packages(settings)
@@ -128,6 +130,18 @@ def _missing_packages(settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
+def _not_installed(app: Any) -> Iterator[str]:
+    """Tell if nothing puts the broadcast in place, though it is to be on."""
+    from celery_broadcast import installation  # noqa: PLC0415
+
+    if _load(app).enabled and not installation.is_on_for(app):
+        yield (
+            "broadcast_enabled is set, and nothing installs the broadcast. Name "
+            "celery_broadcast.plugin among the imports of the app's configuration, or call "
+            "celery_broadcast.install(app)."
+        )
+
+
 def _load(app: Any) -> Any:
     from celery_broadcast.settings import load  # noqa: PLC0415
 
@@ -194,8 +208,17 @@ def _shown(report: dict[str, Any]) -> Iterator[str]:
     yield f"relay's broker: {report['relay']}"
     yield ""
     mistakes = report["mistakes"]
-    yield f"mistakes: {len(mistakes)}" if mistakes else "Nothing is wrong."
+    yield f"mistakes: {len(mistakes)}" if mistakes else _nothing_is_wrong(report)
     yield from map(_wrapped, mistakes)
+
+
+def _nothing_is_wrong(report: dict[str, Any]) -> str:
+    """Return a sentence that says also why nothing may happen all the same."""
+    is_on = any(row["setting"] == "enabled" and row["value"] for row in report["settings"])
+    why_not = [] if is_on else ["the broadcast is off"]
+    if not report["consumers"]:
+        why_not.append("there is no consumer")
+    return f"Nothing is wrong, but {' and '.join(why_not)}." if why_not else "Nothing is wrong."
 
 
 def _wrapped(text: str) -> str:

@@ -62,8 +62,11 @@ def facts_of(subscription: Subscription, settings: Settings) -> dict[str, Any]:
     selection = subscription.selection
     batch, size = subscription.batch, subscription.mailbox_size
     selector: Any = subscription.selector
+    overflow: str | None = subscription.overflow or settings.overflow
     if size == FROM_SETTINGS:
         size = settings.mailbox_size
+    if subscription.remote:  # what waits, waits on the broker
+        size = overflow = None
     return {
         "name": subscription.name,
         "declared_at": subscription.declared_at,
@@ -81,7 +84,8 @@ def facts_of(subscription: Subscription, settings: Settings) -> dict[str, Any]:
         "batch": None if batch is None else str(batch),
         "concurrency": subscription.concurrency,
         "mailbox": "without a bound" if size is None else size,
-        "overflow": subscription.overflow or settings.overflow,
+        "overflow": overflow,
+        "payload": subscription.payload if subscription.remote else None,
     }
 
 

@@ -74,6 +74,11 @@ def uninstall(app: Celery) -> None:
     _turn_off(app)
 
 
+def is_on_for(app: Celery) -> bool:
+    """Tell whether the app is installed, and its configuration has turned the broadcast on."""
+    return app in _apps
+
+
 def current_producer() -> Producer | None:
     """Return the producer of this process, None while the broadcast is off.
 

@@ -214,7 +214,7 @@ LOADED_LATER = {
     },
     "command_consumers": {"errors", "settings", "subscription"},
     "command_check": {
-        *("bridge", "command_consumers", "errors", "greenlets", "relay.choice"),
+        *("bridge", "command_consumers", "errors", "greenlets", "installation", "relay.choice"),
         *("relay.consuming", "settings", "subscription"),
     },
     "relay.choice": {"relay.rabbitmq", "relay.redis_streams"},

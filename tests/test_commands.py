@@ -19,7 +19,7 @@ from memory_transport import MemoryBroker, MemoryTransport
 from parcels import parcel_of
 from recorder import numbered, subscribe
 
-from celery_broadcast import JobFinished
+from celery_broadcast import JobFinished, installation
 from celery_broadcast.commands import broadcast
 from celery_broadcast.relay.choice import Choice
 from celery_broadcast.relay.transport import DeadLetter, Group, Parcel
@@ -45,7 +45,9 @@ def shop(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cele
     pager = subscribe(print, "pager", events=(JobFinished,), tasks=("shop.*",))
     local = msgspec.structs.replace(subscribe(print, "local"), declared_at="shop.py:12")
     registry.subscriptions = (msgspec.structs.replace(pager, remote=True), local)
+    installation.install(app)
     yield app
+    installation.uninstall(app)
     app.close()
 
 
@@ -140,6 +142,8 @@ def test_the_consumers_are_shown_with_what_they_want_and_where_they_run(shop: Ce
     assert "  events: JobFinished\n  tasks: shop.*\n" in shown.output
     assert "  mailbox: 10000\n  overflow: drop_oldest\n" in shown.output
     assert (pager["name"], pager["runs"]) == ("pager", "remote, in celery broadcast consume")
+    assert (pager["mailbox"], pager["overflow"]) == ("without a bound", None)
+    assert (pager["payload"], local["payload"]) == ("text", None)
     assert local["declared_at"] == "shop.py:12"
     assert max(map(len, shown.output.splitlines())) <= 80
 
@@ -293,6 +297,7 @@ def test_check_shows_each_setting_with_where_it_is_from(
 
 
 def test_check_shows_every_mistake_at_once(shop: Celery) -> None:
+    installation.uninstall(shop)  # or Celery's log, too, tells of the first
     shop.conf.broadcast_mailbox_size = -1
     shop.conf.broadcast_overflow = "drop"
     shop.conf.broadcast_mailboxsize = 1
@@ -333,6 +338,30 @@ def test_check_names_the_packages_that_are_missing(
     assert tracing.endswith('pip install "celery-broadcast[otel]".')
 
 
+def test_check_says_that_nothing_installs_the_broadcast(shop: Celery) -> None:
+    assert command(shop, "check").output.endswith("\nNothing is wrong.\n")
+
+    installation.uninstall(shop)
+    result = command(shop, "check", "--json")
+
+    assert result.exit_code == 1
+    (mistake,) = json.loads(result.output)["mistakes"]
+    assert mistake.startswith("broadcast_enabled is set, and nothing installs the broadcast.")
+
+
+def test_check_says_why_nothing_happens_though_nothing_is_wrong(shop: Celery) -> None:
+    registry.clear()
+    no_consumer = command(shop, "check")
+    shop.conf.broadcast_enabled = False
+    off = command(shop, "check")
+
+    assert (no_consumer.exit_code, off.exit_code) == (0, 0)
+    assert no_consumer.output.endswith("Nothing is wrong, but there is no consumer.\n")
+    assert off.output.endswith(
+        "Nothing is wrong, but the broadcast is off and there is no consumer.\n"
+    )
+
+
 def test_check_says_that_the_relays_broker_is_away(shop: Celery, broker: MemoryBroker) -> None:
     broker.is_away = True
 
@@ -359,6 +388,7 @@ def test_an_error_that_a_worker_answers_is_shown_as_it_is(
 
     assert result.exit_code == 1
     assert told in result.output
+    assert len(result.output.splitlines()) == 1
 
 
 def test_what_a_terminal_can_not_show_costs_no_more_than_that_letter(tmp_path: Path) -> None:
