@@ -23,7 +23,7 @@ WARM_UP_EVENTS = 8
 
 #: How many turns a round has, by the number of consumers: with few of them,
 #: a turn is over in milliseconds.
-TURNS = {1: 10, 4: 4, 16: 2, 64: 1}
+TURNS = {1: 8, 4: 3, 16: 2, 64: 1}
 
 #: These need tens of microseconds for each delivery, and get smaller bursts.
 SLOW = ("ThreadPoolExecutor", "pyee", "reactivex")

@@ -18,7 +18,7 @@ from benchmarks.pool_process import Crowd, pool_process
 
 JOBS = 50
 TURNS_OF_JOBS = 25
-TURNS_OF_BURSTS = 5
+TURNS_OF_BURSTS = 4
 
 BESIDE = {f"beside {n:,} that don't match": Crowd(idle=1, unwanting=n) for n in (10, 100, 1000)}
 WITH_GLOBS = {f"with {n} glob{'s'[: n > 1]}": Crowd(idle=1, globs=n) for n in (1, 10, 100)}

@@ -36,7 +36,7 @@ from benchmarks.worker.app import MARKS, Mark, app, mark, noop
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TURNS = 5
+TURNS = 4
 JOBS = 500
 DEADLINE_SECONDS = 60
 PROJECT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from benchmarks.measure import Comparison, measure_in_turn
 from benchmarks.worker.app import app
 
 TURNS = 2
-JOBS = 2_500
+JOBS = 2_000
 PLAIN_JOBS = 1_000
 
 SCRAPED = "metrics, scraped each second"
