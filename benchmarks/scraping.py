@@ -21,9 +21,9 @@ from benchmarks.jobs_per_second import Kind, Worker
 from benchmarks.measure import Comparison, measure_in_turn
 from benchmarks.worker.app import app
 
-TURNS = 2
-JOBS = 2_000
-PLAIN_JOBS = 1_000
+TURNS = 3
+JOBS = 2_500
+PLAIN_JOBS = 500
 
 SCRAPED = "metrics, scraped each second"
 UNSCRAPED = "metrics, not scraped"
