@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -53,8 +54,11 @@ class Traced:
             **config,
             "broadcast_enabled": True,
             "broadcast_opentelemetry": True,
-            "task_default_queue": "traced",
+            # Its own: a job that the last test's worker ran, and was killed before it could
+            # acknowledge it, is still in the last one's.
+            "task_default_queue": f"traced-{uuid.uuid4().hex}",
         }
+        self.queue = str(self.config["task_default_queue"])
         self.file = file
         file.touch()
 
@@ -78,6 +82,12 @@ class Traced:
         wanted = [instrument, *sorted(values)]
         exported = [json.loads(line) for line in lines if line.endswith("]")]
         return Counter(pid for pid, *told in exported if told == wanted)
+
+    def last_numbers(self) -> str:
+        """Return the last lines with numbers, for the message of a test that fails."""
+        file = Path(f"{self.file}.numbers")
+        lines = file.read_text().splitlines() if file.exists() else []
+        return "\n".join(lines[-40:])
 
     def send(self) -> tuple[int, int]:
         """Send a job in a span; return the ids of its trace and of the span itself."""
@@ -112,7 +122,7 @@ def traced(
     config.pop("result_backend", None)
     clean(config["broker_url"], "audit")
     yield Traced(config, tmp_path / "spans")
-    clean(config["broker_url"], "audit", "traced")
+    clean(config["broker_url"], "audit")
 
 
 def test_spans_of_consumers_here_and_beyond_are_children_of_the_one_that_sent_the_job(
@@ -192,13 +202,16 @@ def test_the_main_process_exports_the_numbers_of_all_children_and_no_child_does(
         for _ in range(jobs):
             traced.send()
 
-        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "store"), 30.0)
-        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "audit"), 30.0)
-        ends = (str(jobs), "JobFinished", JOB.removeprefix("run/"), "traced")
-        wait_until(lambda: traced.numbers(ENDED, *ends), 30.0)
+        def told() -> str:
+            return f"{traced.last_numbers()}\n{worker.logs()}\n{consume.logs()}"
+
+        ends = (str(jobs), "JobFinished", JOB.removeprefix("run/"), traced.queue)
+        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "store"), 30.0, told)
+        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "audit"), 30.0, told)
+        wait_until(lambda: traced.numbers(ENDED, *ends), 30.0, told)
         # The exporter itself goes on in children, which are there in place of recycled ones: in
         # two, and in these two. One that is recycled before its exporter's turn has told nothing.
-        wait_until(lambda: len(traced.numbers("shop.processes", "1")) >= 4, 30.0)
+        wait_until(lambda: len(traced.numbers("shop.processes", "1")) >= 4, 30.0, told)
 
         main, beyond = worker.pid, consume.pid
 
