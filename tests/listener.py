@@ -74,7 +74,7 @@ class Listener:
         number: int,
         report_type: type[R],
         *,
-        timeout_seconds: float = 30,
+        timeout_seconds: float = 60,
         **fields: object,
     ) -> list[R]:
         """Return `reports(...)` as soon as there is this number of them, or more.
@@ -88,7 +88,7 @@ class Listener:
         )
         return self.reports(report_type, **fields)
 
-    def wait_until(self, fact: Callable[[], object], *, timeout_seconds: float = 30) -> None:
+    def wait_until(self, fact: Callable[[], object], *, timeout_seconds: float = 60) -> None:
         """Return as soon as a report makes the fact true.
 
         Raises:
@@ -105,7 +105,7 @@ class Listener:
         )
         raise AssertionError(message)
 
-    def hears(self, fact: Callable[[], object], *, timeout_seconds: float = 30) -> bool:
+    def hears(self, fact: Callable[[], object], *, timeout_seconds: float = 60) -> bool:
         """Return True as soon as a report makes the fact true; False if none does in time."""
         with self._arrival:
             return bool(self._arrival.wait_for(fact, timeout_seconds))

@@ -235,7 +235,7 @@ class Run:
         elif step == "stop cold":
             process.kill("SIGQUIT")
             if self.pool in {"threads", "solo"}:  # which can't cut it off, or may not
-                wait_until(lambda: COLD_SHUTDOWN.search(process.logs()), 30)
+                wait_until(lambda: COLD_SHUTDOWN.search(process.logs()))
                 self._release(job_id)
         elif step == "release":
             self._release(job_id)

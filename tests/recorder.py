@@ -67,7 +67,7 @@ class Recorder(Consumer):
             self.threads.add(threading.current_thread().name)
             self._changed.notify_all()
 
-    def wait_for(self, count: int, timeout_seconds: float = 10.0) -> list[JobEvent]:
+    def wait_for(self, count: int, timeout_seconds: float = 60.0) -> list[JobEvent]:
         """Return the events as soon as there are `count` of them."""
         with self._changed:
             arrived = self._changed.wait_for(lambda: len(self.events) >= count, timeout_seconds)

@@ -57,12 +57,12 @@ class RunningWorker:
         replies = inspect.active()
         return [job["id"] for job in replies[self.process.node_name]] if replies else None
 
-    def stop(self, timeout_seconds: float = 30) -> int:
+    def stop(self, timeout_seconds: float = 60) -> int:
         """Stop it warmly, wait until it has ended, and return its exit code."""
         self.process.kill("SIGTERM")
         return self.wait(timeout_seconds)
 
-    def wait(self, timeout_seconds: float = 30) -> int:
+    def wait(self, timeout_seconds: float = 60) -> int:
         """Wait until it has ended and all is received that it reported; return its exit code."""
         exit_code = self.process.wait(timeout_seconds)
         self.listener.catch_up()

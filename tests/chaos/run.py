@@ -165,7 +165,7 @@ class _Chaos:
     def unfold(self) -> Result:
         """Go through the run; return what came out."""
         order, result = self._order, self._result
-        wait_until(self._is_listening, 30)
+        wait_until(self._is_listening)
         self._go_through(load.one_of_each(Random(f"{order.seed} warm-up"), order.without), [])
         self._wait(self._is_idle, "is not idle after the warm-up", self._what_is_left)
         # Celery keeps the pipes of processes that it had, for those to come.

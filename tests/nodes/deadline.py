@@ -11,13 +11,14 @@ LOOK_AGAIN_SECONDS = 0.01
 
 def wait_until(
     fact: Callable[[], object],
-    timeout_seconds: float = 10.0,
+    timeout_seconds: float = 60.0,
     failure: Callable[[], str] = lambda: "it did not become true",
 ) -> None:
     """Return as soon as the fact is true.
 
     Such as a line in the log of another process; where something does announce
-    it, wait for the event or the condition instead.
+    it, wait for the event or the condition instead. The deadline is for what
+    never comes true: beside others on a busy machine, milliseconds may be many seconds.
 
     Raises:
         TimeoutError: with what `failure` tells, asked after the deadline.

@@ -106,7 +106,7 @@ def test_the_lag_is_known_after_the_broker_was_away() -> None:
             server.restart()
             wait_until(worker.is_listening, 60.0)
             worker.send("noop")
-            wait_until(lambda: lag(worker, "stuck") > 0, 30.0)
+            wait_until(lambda: lag(worker, "stuck") > 0)
 
 
 def lag(worker: RunningWorker, consumer: str) -> float:
@@ -134,10 +134,10 @@ def test_four_children_are_switched_off_with_those_to_come_and_the_end_of_a_job_
         assert command(worker, "off").exit_code == 0
         wait_until(lambda: offered(worker)["watch"] == 2)  # the end of what had started
         worker.send("dies")
-        wait_until(lambda: "exited prematurely" in worker.process.logs(), 30.0)
+        wait_until(lambda: "exited prematurely" in worker.process.logs())
         for _ in range(20):
             worker.send("noop")
-        wait_until(lambda: worker.process.logs().count("job_app.noop") >= 40, 30.0)
+        wait_until(lambda: worker.process.logs().count("job_app.noop") >= 40)
         assert offered(worker)["watch"] == 2
 
         assert command(worker, "on").exit_code == 0

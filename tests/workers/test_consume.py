@@ -43,7 +43,7 @@ def test_an_event_that_is_raised_on_too_often_lands_in_the_dead_letters_alone(sh
     shop.publish("ok-1", "raise-2", "ok-3")
 
     with shop.consumer():
-        wait_until(shop.letters, 30.0)
+        wait_until(shop.letters)
 
     (letter,) = shop.letters()
     assert ids_in(letter) == ["raise-2"]
@@ -68,7 +68,7 @@ def test_an_event_that_kills_its_process_lands_there_alone_and_its_neighbours_ar
         consumer = shop.consumer()
         try:
             consumer.start()  # it may die before it is ready
-            wait_until(lambda: consumer.status == "exited" or is_all_done(), 30.0)  # noqa: B023
+            wait_until(lambda: consumer.status == "exited" or is_all_done())  # noqa: B023
             deaths += consumer.status == "exited"
         finally:
             consumer.teardown()
@@ -83,7 +83,7 @@ def test_what_a_consumer_prints_is_seen_at_once_though_nobody_is_at_a_terminal(s
     shop.publish("print-1")
 
     with shop.consumer() as consumer:
-        wait_until(lambda: "printed print-1\n" in consumer.logs(), 30.0, consumer.logs)
+        wait_until(lambda: "printed print-1\n" in consumer.logs(), failure=consumer.logs)
 
 
 def test_check_asks_the_broker_and_writes_no_control_codes_into_a_pipe(shop: Shop) -> None:
@@ -141,8 +141,8 @@ def test_whatever_a_stranger_writes_is_put_aside_and_the_consumer_goes_on(shop: 
             shop.write(body, **labels)
         shop.publish("ok-1")
 
-        wait_until(lambda: len(shop.letters()) >= len(parcels) + len(foreign), 30.0)
-        wait_until(lambda: shop.lines("handled") == ["ok-1"], 30.0)
+        wait_until(lambda: len(shop.letters()) >= len(parcels) + len(foreign))
+        wait_until(lambda: shop.lines("handled") == ["ok-1"])
         assert consumer.status == "running"
 
     assert Counter(letter.reason for letter in shop.letters()) == {
@@ -168,11 +168,11 @@ def test_what_is_not_signed_or_signed_by_another_or_sent_again_is_not_handled(sh
         shop.transport.publish([with_body(real, shop.parcel("never-3").body)])
         shop.transport.publish([long_ago.sign(shop.parcel("never-4"))])
         shop.transport.publish([real])
-        wait_until(lambda: shop.lines("handled") == ["ok-1"], 30.0)
+        wait_until(lambda: shop.lines("handled") == ["ok-1"])
         shop.transport.publish([real])  # a replay
         shop.transport.publish([Signer(key).sign(shop.parcel("ok-2"))])
-        wait_until(lambda: "ok-2" in shop.lines("handled"), 30.0)
-        wait_until(lambda: len(shop.letters()) == 4, 30.0)
+        wait_until(lambda: "ok-2" in shop.lines("handled"))
+        wait_until(lambda: len(shop.letters()) == 4)
 
     assert shop.lines("began") == ["ok-1", "ok-2"]
     assert {letter.reason for letter in shop.letters()} == {"refused"}
@@ -185,10 +185,10 @@ def test_a_replica_that_is_killed_loses_nothing(shop: Shop) -> None:
         ids = [f"sleep-{number}" for number in range(4)]
         for task_id in ids:
             shop.publish(task_id)
-        wait_until(lambda: len(shop.lines("began")) >= 2, 30.0)
+        wait_until(lambda: len(shop.lines("began")) >= 2)
         victim.kill("SIGKILL")
 
-        wait_until(lambda: set(shop.lines("handled")) == set(ids), 30.0)
+        wait_until(lambda: set(shop.lines("handled")) == set(ids))
         assert other.status == "running"
 
     assert shop.letters() == []
@@ -198,12 +198,12 @@ def test_a_replica_that_is_killed_loses_nothing(shop: Shop) -> None:
 def test_an_event_has_the_same_id_on_every_delivery_and_when_it_is_replayed(shop: Shop) -> None:
     shop.publish("mend-1", "ok-2")
     with shop.consumer():
-        wait_until(shop.letters, 30.0)
+        wait_until(shop.letters)
     (letter,) = shop.letters()
     shop.handled_file.with_name("handled.mended").touch()
     shop.command("dead-letters", "replay", "pager")
     with shop.consumer():
-        wait_until(lambda: "mend-1" in shop.lines("handled"), 30.0)
+        wait_until(lambda: "mend-1" in shop.lines("handled"))
 
     (event,) = json.loads(letter.parcel.body)
     assert shop.event_ids("mend-1") == [event["id"]] * 4
@@ -212,7 +212,7 @@ def test_an_event_has_the_same_id_on_every_delivery_and_when_it_is_replayed(shop
 def test_a_handler_may_take_longer_than_the_lease(shop: Shop) -> None:
     shop.publish("slow-1")
     with shop.consumer(), shop.consumer():
-        wait_until(lambda: shop.lines("handled"), 30.0)
+        wait_until(lambda: shop.lines("handled"))
 
     assert shop.lines("began") == ["slow-1"]
 
@@ -222,7 +222,7 @@ def test_the_first_ctrl_c_has_what_is_in_hand_handled(shop: Shop, signal: str) -
     with shop.consumer() as consumer:
         assert consumer.ready_file.read_text().strip().isdigit()
         shop.publish("sleep-1", "ok-2")
-        wait_until(lambda: shop.lines("began"), 30.0)
+        wait_until(lambda: shop.lines("began"))
         consumer.kill(signal)
 
         assert consumer.wait() == 0
@@ -236,21 +236,21 @@ def test_what_is_not_handled_in_time_goes_to_another_at_once(shop: Shop) -> None
     shop.config["broadcast_relay_lease"] = 600.0
     with shop.consumer() as consumer:
         shop.publish("sleep-1", "ok-2")
-        wait_until(lambda: shop.lines("began"), 30.0)
+        wait_until(lambda: shop.lines("began"))
         consumer.kill("SIGTERM")
         assert consumer.wait() == 0
 
     shop.config["broadcast_drain_timeout"] = 10.0
     with shop.consumer():
-        wait_until(lambda: set(shop.lines("handled")) == {"sleep-1", "ok-2"}, 30.0)
+        wait_until(lambda: set(shop.lines("handled")) == {"sleep-1", "ok-2"})
 
 
 def test_the_second_ctrl_c_does_not_wait(shop: Shop) -> None:
     with shop.consumer() as consumer:
         shop.publish("hang-1")
-        wait_until(lambda: shop.lines("began"), 30.0)
+        wait_until(lambda: shop.lines("began"))
         consumer.kill("SIGINT")
-        wait_until(lambda: "handles what is in hand" in consumer.logs(), 10.0)
+        wait_until(lambda: "handles what is in hand" in consumer.logs())
         consumer.kill("SIGINT")
 
         assert consumer.wait(8.0) == 130
@@ -268,7 +268,7 @@ def test_the_process_ends_with_a_code_when_a_consumer_gives_up(shop: Shop) -> No
 def test_the_commands_show_replay_and_purge_dead_letters(shop: Shop) -> None:
     shop.publish("raise-1", "raise-2")
     with shop.consumer():
-        wait_until(lambda: len(shop.letters()) == 2, 30.0)
+        wait_until(lambda: len(shop.letters()) == 2)
 
     listed = json.loads(shop.command("dead-letters", "list", "pager", "--json").stdout)
     assert {letter["events"][0]["taskid"] for letter in listed} == {"raise-1", "raise-2"}
@@ -281,7 +281,7 @@ def test_the_commands_show_replay_and_purge_dead_letters(shop: Shop) -> None:
     assert "1 dead letter was sent to pager again" in replayed.stdout
     before = len(shop.lines("began"))
     with shop.consumer():
-        wait_until(lambda: len(shop.letters()) == 2, 30.0)
+        wait_until(lambda: len(shop.letters()) == 2)
     assert len(shop.lines("began")) == before + 3
 
     purged = shop.command("dead-letters", "purge", "pager", "--force")
@@ -293,8 +293,8 @@ def test_batches_coroutines_and_retries_are_what_they_are_in_a_worker(shop: Shop
     with shop.consumer("batcher", "coroutine"):
         shop.publish(*(f"ok-{number}" for number in range(4)))
 
-        wait_until(lambda: len(shop.lines("together")) == 4, 30.0)
-        wait_until(lambda: len(shop.lines("batched-4")) == 4, 30.0)
+        wait_until(lambda: len(shop.lines("together")) == 4)
+        wait_until(lambda: len(shop.lines("batched-4")) == 4)
 
 
 def test_a_group_is_declared_ahead_and_then_misses_nothing(shop: Shop) -> None:
@@ -304,7 +304,7 @@ def test_a_group_is_declared_ahead_and_then_misses_nothing(shop: Shop) -> None:
     shop.publish("ok-1")
 
     with shop.consumer():
-        wait_until(lambda: shop.lines("handled") == ["ok-1"], 30.0)
+        wait_until(lambda: shop.lines("handled") == ["ok-1"])
 
 
 @pytest.mark.parametrize(
@@ -344,15 +344,15 @@ def test_what_is_replayed_to_another_replica_is_no_begin_from_which_others_are_m
 ) -> None:
     shop.publish("mend-1")
     with shop.consumer():
-        wait_until(shop.letters, 30.0)
+        wait_until(shop.letters)
         shop.publish("ok-2")
-        wait_until(lambda: shop.lines("handled") == ["ok-2"], 30.0)
+        wait_until(lambda: shop.lines("handled") == ["ok-2"])
     shop.handled_file.with_name("handled.mended").touch()
     shop.command("dead-letters", "replay", "pager")
     with shop.consumer() as consumer:
-        wait_until(lambda: "mend-1" in shop.lines("handled"), 30.0)
+        wait_until(lambda: "mend-1" in shop.lines("handled"))
         shop.publish("ok-3")
-        wait_until(lambda: "ok-3" in shop.lines("handled"), 30.0)
+        wait_until(lambda: "ok-3" in shop.lines("handled"))
         assert "has not got" not in consumer.logs()
 
 

@@ -55,7 +55,7 @@ class Shop:
         def are_written() -> bool:
             return all(len(self.rows(consumer)) >= number for consumer in CONSUMERS)
 
-        wait_until(are_written, 30, self.process.logs)
+        wait_until(are_written, failure=self.process.logs)
 
     def connections(self, query: str = "%") -> int:
         """Count the worker's connections whose last query was such a one."""
@@ -83,7 +83,7 @@ class Shop:
             last.update(self.numbers(consumer))
             return bool(last["handled"] + last["failed"] >= number)
 
-        wait_until(is_done, 30, lambda: f"{last}\n{self.process.logs()}")
+        wait_until(is_done, failure=lambda: f"{last}\n{self.process.logs()}")
         return last
 
     def stop(self) -> None:
@@ -172,7 +172,7 @@ def test_a_consumer_loses_no_more_than_the_events_that_meet_a_server_going_down(
         shop.send("sell", 10)
         shop.wait_for_rows(10)
         shop.send("sell_slowly")
-        wait_until(lambda: shop.connections("%pg_sleep%"), 30, shop.process.logs)
+        wait_until(lambda: shop.connections("%pg_sleep%"), failure=shop.process.logs)
 
         shop.database.restart()
         shop.send("sell", 20)
@@ -219,7 +219,7 @@ def test_consumers_are_found_in_the_pools_processes_and_in_the_main_process(
 def test_the_flag_in_djangos_settings_turns_it_off(open_shop: OpenShop) -> None:
     with open_shop(broadcast_enabled=False) as shop:
         shop.send("sell")
-        wait_until(lambda: "succeeded in" in shop.process.logs(), 30, shop.process.logs)
+        wait_until(lambda: "succeeded in" in shop.process.logs(), failure=shop.process.logs)
         shop.stop()
 
         assert "broadcast" not in shop.process.logs()

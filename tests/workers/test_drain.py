@@ -161,7 +161,7 @@ def leaving_worker(broker: Mapping[str, Any], way: Way) -> Iterator[RunningWorke
         worker.listener.wait_for(way.jobs, EventReport, consumer="trail", event="JobFinished")
         # A SIGQUIT that interrupts the reading of a result can hang Celery for good: it stops
         # the pool inside of its signal handler (celery/apps/worker.py, on_cold_shutdown).
-        wait_until(worker.is_idle, 30)
+        wait_until(worker.is_idle)
         way.act(worker)
         yield worker
 

@@ -76,7 +76,7 @@ def test_the_numbers_of_children_are_served_those_of_recycled_ones_too(
     with running_worker(config, concurrency=4) as worker:
         wait_until(worker.is_listening)
         run_jobs(worker)
-        wait_until(lambda: handled() == 2 * JOBS, 30.0)  # its start and its end
+        wait_until(lambda: handled() == 2 * JOBS)  # its start and its end
 
         found = scrape(port)
         labels = 'consumer="watch"'
@@ -198,7 +198,7 @@ def test_jobs_of_a_pool_without_processes_are_counted(
             f"{retry} JobRetried": 5,
             f"{retry} JobFinished": 5,
         }
-        wait_until(lambda: jobs_in(scrape(port)) == expected, 30.0)
+        wait_until(lambda: jobs_in(scrape(port)) == expected)
 
         assert Counter(file.read_text().splitlines()) == expected
 
@@ -236,7 +236,7 @@ def test_consume_serves_those_of_remote_consumers(
         consumer.port = free_port()
         with consumer:
             name = 'celery_broadcast_events_handled_total{consumer="pager"}'
-            wait_until(lambda: scrape(consumer.port).get(name) == 2, 30.0)
+            wait_until(lambda: scrape(consumer.port).get(name) == 2)
     finally:
         shop.transport.close()
         clean(url)

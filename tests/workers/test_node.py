@@ -59,12 +59,12 @@ def test_the_numbers_of_all_pool_processes_add_up_in_the_main_process(
     start_worker: StartWorker, start_method: str
 ) -> None:
     worker = start_worker(worker_pool_start_method=start_method, worker_max_tasks_per_child=3)
-    wait_until(worker.is_listening, 30)
+    wait_until(worker.is_listening)
     for number in range(10):
         worker.send("ok", number)
     worker.listener.wait_for(20, EventReport, consumer="trail")
 
-    wait_until(lambda: numbers(worker, "trail")["handled"] == 20, 30)
+    wait_until(lambda: numbers(worker, "trail")["handled"] == 20)
 
     found = numbers(worker, "trail")
     assert found["offered"] == accounted(found) == 20
@@ -80,23 +80,23 @@ def test_what_a_killed_process_had_waiting_is_counted_said_and_noticed_by_the_ma
         imports=[*IMPORTS, "job_app_stuck", "job_app_notices"],
         worker_pool_start_method=start_method,
     )
-    wait_until(worker.is_listening, 30)
+    wait_until(worker.is_listening)
     for number in range(3):
         worker.send("ok", number)
     worker.send("sleeps", 60)
     *_, running = worker.listener.wait_for(7, EventReport, consumer="trail")
-    wait_until(lambda: numbers(worker, "stuck")["pending"] == 7, 30)
+    wait_until(lambda: numbers(worker, "stuck")["pending"] == 7)
 
     os.kill(running.pid, signal.SIGKILL)
     worker.listener.wait_for(1, EventReport, consumer="trail", event="JobFailed")
 
-    wait_until(lambda: numbers(worker, "stuck")["dropped"] == {"process-died": 7}, 30)
+    wait_until(lambda: numbers(worker, "stuck")["dropped"] == {"process-died": 7})
     found = numbers(worker, "stuck")
     assert found["offered"] == accounted(found) == 8  # its end, in the main process
     pattern = r"pool process \d+ died with 7 events unhandled \(stuck: 7\)"
-    wait_until(lambda: re.search(pattern, worker.process.logs()), 30)
-    wait_until(lambda: "noticed stuck 7 process-died" in worker.process.logs(), 30)
-    wait_until(lambda: "noticed the loss of JobFailed job_app.sleeps" in worker.process.logs(), 30)
+    wait_until(lambda: re.search(pattern, worker.process.logs()))
+    wait_until(lambda: "noticed stuck 7 process-died" in worker.process.logs())
+    wait_until(lambda: "noticed the loss of JobFailed job_app.sleeps" in worker.process.logs())
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)
@@ -133,7 +133,7 @@ def test_the_numbers_are_those_that_consumers_wrote_while_children_were_killed_a
     worker = start_worker(
         concurrency=4, imports=[*IMPORTS, "job_app_written"], worker_max_tasks_per_child=10
     )
-    wait_until(worker.is_listening, 30)
+    wait_until(worker.is_listening)
     before = numbers(worker, "written")
     for told in (0, 112, 224):
         for number in range(50):

@@ -133,8 +133,8 @@ def test_spans_of_consumers_here_and_beyond_are_children_of_the_one_that_sent_th
         worker.ready()
         sent = [traced.send() for _ in range(3)]
 
-        wait_until(lambda: len(traced.spans("store")) == len(sent), 30.0)
-        wait_until(lambda: len(traced.spans("audit")) == len(sent), 30.0)
+        wait_until(lambda: len(traced.spans("store")) == len(sent))
+        wait_until(lambda: len(traced.spans("audit")) == len(sent))
 
     for name in ("store", "audit"):
         found = traced.spans(name)
@@ -168,8 +168,8 @@ def test_it_is_so_in_every_pool(traced: Traced, pool: str) -> None:
         worker.ready()
         sent = [traced.send() for _ in range(jobs)]
 
-        wait_until(lambda: len(traced.spans("store")) == jobs, 30.0)
-        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "store"), 30.0)
+        wait_until(lambda: len(traced.spans("store")) == jobs)
+        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "store"))
 
     assert sorted((span["trace"], span["parent"]) for span in traced.spans("store")) == sorted(sent)
 
@@ -182,7 +182,7 @@ def test_a_pool_process_flushes_what_its_consumers_still_do_as_the_page_has_it(
     with traced.worker(JOB_APP_FLUSHES="1") as worker:
         worker.ready()
         sent = [traced.send() for _ in range(2)]
-        wait_until(lambda: worker.logs().count("succeeded in") == len(sent), 30.0)
+        wait_until(lambda: worker.logs().count("succeeded in") == len(sent))
         assert traced.spans("store") == []
 
         worker.kill("SIGTERM")
@@ -206,12 +206,12 @@ def test_the_main_process_exports_the_numbers_of_all_children_and_no_child_does(
             return f"{traced.last_numbers()}\n{worker.logs()}\n{consume.logs()}"
 
         ends = (str(jobs), "JobFinished", JOB.removeprefix("run/"), traced.queue)
-        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "store"), 30.0, told)
-        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "audit"), 30.0, told)
-        wait_until(lambda: traced.numbers(ENDED, *ends), 30.0, told)
+        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "store"), failure=told)
+        wait_until(lambda: traced.numbers(HANDLED, str(jobs), "audit"), failure=told)
+        wait_until(lambda: traced.numbers(ENDED, *ends), failure=told)
         # The exporter itself goes on in children, which are there in place of recycled ones: in
         # two, and in these two. One that is recycled before its exporter's turn has told nothing.
-        wait_until(lambda: len(traced.numbers("shop.processes", "1")) >= 4, 30.0, told)
+        wait_until(lambda: len(traced.numbers("shop.processes", "1")) >= 4, failure=told)
 
         main, beyond = worker.pid, consume.pid
 

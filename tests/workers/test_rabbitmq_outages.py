@@ -119,7 +119,7 @@ def test_a_broker_short_of_memory_takes_nothing_but_hands_out(
             assert time.monotonic() - began < 2 * TIMEOUT
         assert take_all(both) == ["shop.a", "shop.b"]
 
-    wait_until(lambda: succeeds(lambda: both.publish(parcels("shop.last"))), 30.0)
+    wait_until(lambda: succeeds(lambda: both.publish(parcels("shop.last"))))
     assert "shop.last" in take_all(both)
 
 
@@ -137,7 +137,7 @@ def test_a_broker_short_of_memory_is_not_given_more_with_every_try(
                 sender.publish(parcels("shop.b", "shop.c"))
         assert server.control("list_connections", "state").split().count("blocked") == 1
 
-    wait_until(lambda: succeeds(lambda: sender.publish(parcels("shop.b", "shop.c"))), 30.0)
+    wait_until(lambda: succeeds(lambda: sender.publish(parcels("shop.b", "shop.c"))))
     assert sorted(take_all(reader)) == ["shop.b", "shop.b", "shop.c", "shop.c"]
 
 
@@ -185,7 +185,7 @@ def test_a_broker_that_hangs_is_an_error_within_the_timeout(
                 refused()
             assert time.monotonic() - began < 2 * TIMEOUT
 
-    wait_until(lambda: succeeds(lambda: both.publish(parcels("shop.last"))), 30.0)
+    wait_until(lambda: succeeds(lambda: both.publish(parcels("shop.last"))))
     assert "shop.last" in take_all(both)
 
 
@@ -212,7 +212,7 @@ def test_a_reader_notices_that_its_broker_hangs(
     with hanging(server), pytest.raises(RelayError, match=r"heartbeats missed|did not answer"):
         reader.receive(GROUP, 30.0)
 
-    wait_until(lambda: succeeds(lambda: reader.publish(parcels("shop.a"))), 30.0)
+    wait_until(lambda: succeeds(lambda: reader.publish(parcels("shop.a"))))
     assert "shop.a" in take_all(reader)
 
 
@@ -281,8 +281,8 @@ def test_a_stopped_broker_is_an_error_and_forgets_nothing_it_confirmed(
             refused()
     server.control("start_app")
 
-    wait_until(lambda: succeeds(lambda: sender.publish(parcels("shop.d"))), 30.0)
-    wait_until(lambda: succeeds(lambda: reader.declare(GROUP)), 30.0)
+    wait_until(lambda: succeeds(lambda: sender.publish(parcels("shop.d"))))
+    wait_until(lambda: succeeds(lambda: reader.declare(GROUP)))
     assert sorted(take_all(reader)) == ["shop.a", "shop.b", "shop.d"]
 
 
@@ -364,7 +364,7 @@ def test_whatever_was_confirmed_survives_a_crash_in_the_middle(
         thread.join()
 
     got: list[str] = []
-    wait_until(lambda: succeeds(lambda: take_all(reader, got)), 30.0)
+    wait_until(lambda: succeeds(lambda: take_all(reader, got)))
     assert set(confirmed) <= set(got)
     assert len(got) - len(set(got)) < 5
     sender.close()

@@ -84,6 +84,6 @@ def test_a_page_is_sent_in_five_commands(
             stack.enter_context(Terminal(worker, tmp_path, "[queues]"))
             run(call, tmp_path)
 
-            wait_until(lambda: "shop.charge failed: no money" in pages.logs(), 30.0)
+            wait_until(lambda: "shop.charge failed: no money" in pages.logs())
     finally:
         clean(url)

@@ -120,7 +120,7 @@ def test_a_tail_goes_on_when_its_connection_was_cut(
 ) -> None:
     with TailProcess(shop.config, "--json") as tail:
         broker.cut_connection()
-        wait_until(lambda: "Reads from the broker again." in tail.logs(), 30.0)
+        wait_until(lambda: "Reads from the broker again." in tail.logs())
         shop.publish("after")
         wait_until(lambda: '"taskid": "after"' in tail.logs())
         assert tail.logs().count("Can't read from the broker") == 1
@@ -129,7 +129,7 @@ def test_a_tail_goes_on_when_its_connection_was_cut(
 def test_a_tail_of_a_worker_shows_its_jobs(shop: Shop) -> None:
     with shop.worker("seen") as worker, TailProcess(shop.config) as tail:
         shop.app.send_task("job_app_consume.ok", (1,), queue="seen")
-        wait_until(tail.lines, 30.0, lambda: tail.logs() + worker.logs())
+        wait_until(tail.lines, failure=lambda: tail.logs() + worker.logs())
         (line,) = tail.lines()
         assert " job_app_consume.ok " in line
         assert line.endswith(" s")
@@ -143,7 +143,7 @@ def test_in_a_terminal_an_event_is_one_row_and_ctrl_c_ends_it(shop: Shop, tmp_pa
         terminal.type(
             f"clear; env {shlex.join(words)}; echo $? > {shlex.quote(str(tmp_path))}/code"
         )
-        wait_until(lambda: "Ctrl-C ends it." in " ".join(terminal.rows()), 30.0)
+        wait_until(lambda: "Ctrl-C ends it." in " ".join(terminal.rows()))
         shop.publish("a-job-with-a-long-id")
         wait_until(lambda: " JobFinished shop.charge a-job-wi" in " ".join(terminal.rows()))
         terminal.press("C-c")
