@@ -214,7 +214,8 @@ class _Chaos:
                 if not self._killer.strike(due[-1][1], list(self._running.values())):
                     break
                 due.pop()
-            if not waiting and not due:
+            # What is left of the plan may need a job that runs, and there may be none any more.
+            if not waiting and (not due or self._is_idle()):
                 return
             pace.wait(PACE_SECONDS)
 
