@@ -184,9 +184,10 @@ class RabbitMQ:
         when that one is acknowledged or given back. What a replica had that died
         comes at once; there is no lease.
         """
-        deadline = time.monotonic() + wait_seconds
         what = f"receive for the group {group.name!r}"
         with self._reading.exchange(what, wait_seconds + self._limits.timeout) as link:
+            self._inbox_of(group)  # whatever that takes, the wait begins after it
+            deadline = time.monotonic() + wait_seconds
             while True:
                 inbox = self._inbox_of(group)
                 message = inbox.take()
