@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
+from nodes.deadline import wait_until
 from nodes.local_process import LOCALHOST, LocalProcess, find_program, free_port
 
 
@@ -108,3 +111,20 @@ class RabbitProcess(LocalProcess):
     def teardown(self) -> None:
         super().teardown()
         self._epmd.teardown()
+
+
+def all_threads_stand(pid: int) -> bool:
+    """Tell whether a signal has stopped all of a process, as far as the system tells that."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+
+
+@contextmanager
+def hanging(server: RabbitProcess) -> Iterator[None]:
+    """Have the server hang in the block, as if its machine did."""
+    server.kill("SIGSTOP")
+    try:
+        wait_until(lambda: all_threads_stand(server.pid))
+        yield
+    finally:
+        server.kill("SIGCONT")

@@ -18,7 +18,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 from nodes.deadline import wait_until
-from nodes.rabbit_process import RabbitProcess
+from nodes.rabbit_process import RabbitProcess, hanging
 
 from celery_broadcast.errors import RelayError
 from celery_broadcast.relay.dead_letters import shown
@@ -103,10 +103,16 @@ def receive(transport: Transport, group: Group) -> Received:
     return received
 
 
-def take_all(transport: Transport, group: Group) -> list[str]:
-    """Return the names of the tasks of all that waits for the group, acknowledged."""
-    names = []
-    while (received := transport.receive(group, 0.3)) is not None:
+def take_all(transport: Transport, group: Group, at_least: int = 0) -> list[str]:
+    """Return the names of the tasks of all that waits for the group, acknowledged.
+
+    Args:
+        transport: through which.
+        group: for which.
+        at_least: so many are there; for more than these it waits a moment only.
+    """
+    names: list[str] = []
+    while received := transport.receive(group, 30.0 if len(names) < at_least else 0.3):
         names.append(received.parcel.task_name)
         transport.acknowledge(group, received)
     return names
@@ -139,7 +145,7 @@ def test_what_is_acknowledged_does_not_come_again(transport: MakeTransport, grou
     reader.declare(group)
     reader.publish([parcel("shop.a"), parcel("shop.b")])
 
-    assert take_all(reader, group) == ["shop.a", "shop.b"]
+    assert take_all(reader, group, 2) == ["shop.a", "shop.b"]
     reader.close()
     assert reader.receive(group, 0.2) is None
 
@@ -153,7 +159,7 @@ def test_more_parcels_than_are_on_their_way_at_once_are_all_confirmed(
 
     reader.publish([parcel(name) for name in names])
 
-    assert take_all(reader, group) == names
+    assert take_all(reader, group, 300) == names
 
 
 def test_a_publish_may_take_longer_than_the_timeout_as_long_as_confirms_arrive(
@@ -216,7 +222,7 @@ def test_a_group_gets_only_what_it_wants(transport: MakeTransport, group: Group)
     reader.publish([parcel(name) for name in names])
     reader.publish([parcel("shop.charge", event_type="JobFinished")])
 
-    assert take_all(reader, picky) == ["shop.charge", "bank.refund", "shop.ch.x"]
+    assert take_all(reader, picky, 3) == ["shop.charge", "bank.refund", "shop.ch.x"]
 
 
 def test_what_a_group_wanted_once_is_dropped_unopened(
@@ -228,7 +234,7 @@ def test_what_a_group_wanted_once_is_dropped_unopened(
 
     reader.publish([parcel("bank.x"), parcel("shop.x")])
 
-    assert take_all(reader, now) == ["shop.x"]
+    assert take_all(reader, now, 1) == ["shop.x"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "a..b", "a b\n", "*", "#", "é" * 300, "x" * 999, "\0"])
@@ -254,7 +260,7 @@ def test_a_parcel_for_one_group_is_seen_by_it_alone(transport: MakeTransport, gr
     reader.send_to(group, [parcel("shop.a"), parcel("shop.b")])
 
     assert take_all(reader, other) == []
-    assert take_all(reader, group) == ["shop.a", "shop.b"]
+    assert take_all(reader, group, 2) == ["shop.a", "shop.b"]
     delete(reader, other)
 
 
@@ -372,6 +378,7 @@ def test_what_no_reader_survives_is_put_aside_by_rabbitmq(
         reader.give_back(group, receive(reader, group))
 
     assert reader.receive(group, 0.2) is None
+    wait_until(lambda: reader.dead_letters(group, 10))
     [dead] = reader.dead_letters(group, 10)
     assert (dead.parcel.task_name, dead.reason) == ("shop.kills", "killed")
     assert "more than 100 times" in dead.error
@@ -391,7 +398,7 @@ def test_a_full_queue_drops_the_oldest_and_spares_the_dead_letters(
 
     reader.publish([parcel(name, b" " * 1000) for name in names])
 
-    left = take_all(reader, group)
+    left = take_all(reader, group, 31)
     assert 30 < len(left) < 60
     assert left == names[-len(left) :]
     assert reader.dead_letters(group, 10) == []
@@ -577,7 +584,7 @@ def test_a_forked_child_has_a_connection_of_its_own(transport: MakeTransport, gr
 
     assert answer == "shop.b"
     both.acknowledge(group, in_parent)
-    assert sorted(take_all(both, group)) == ["shop.b", "shop.c"]
+    assert sorted(take_all(both, group, 2)) == ["shop.b", "shop.c"]
 
 
 def test_a_child_that_closes_what_it_inherited_leaves_the_parent_alone(
@@ -594,7 +601,7 @@ def test_a_child_that_closes_what_it_inherited_leaves_the_parent_alone(
     os.waitpid(child, 0)
 
     both.publish([parcel("shop.a")])
-    assert take_all(both, group) == ["shop.a"]
+    assert take_all(both, group, 1) == ["shop.a"]
 
 
 # What is there already, or isn't any more.
@@ -646,8 +653,12 @@ def test_a_deleted_queue_is_declared_anew_and_said_once(
     assert reader.receive(group, 0.0) is None
     delete(other, group)
 
+    def is_said() -> bool:
+        assert reader.receive(group, 0.1) is None
+        return bool(caplog.records)
+
     with caplog.at_level(logging.WARNING, "celery_broadcast"):
-        assert reader.receive(group, 0.5) is None
+        wait_until(is_said)
         other.publish([parcel("shop.a")])
         assert receive(reader, group).parcel.task_name == "shop.a"
 
@@ -667,7 +678,7 @@ def test_what_replaces_a_parcel_is_never_sent_nowhere(
     sender.put_aside(group, [letter("shop.d")])
     sender.send_to(group, [parcel("shop.e")])
 
-    assert take_all(reader, group) == ["shop.e"]
+    assert take_all(reader, group, 1) == ["shop.e"]
     assert [each.parcel.task_name for each in reader.dead_letters(group, 5)] == ["shop.d"]
 
 
@@ -783,7 +794,7 @@ def test_the_apps_own_broker_is_taken_with_its_own_settings(
 
     reader.publish([parcel("shop.a")])
 
-    assert take_all(reader, group) == ["shop.a"]
+    assert take_all(reader, group, 1) == ["shop.a"]
     clients = rabbitmq_server.control("list_connections", "auth_mechanism", "client_properties")
     assert "AMQPLAIN" in clients
     assert "celery-broadcast shop pid" in clients
@@ -803,7 +814,7 @@ def test_a_failover_list_and_every_name_of_the_transport_will_do(
 
     reader.publish([parcel("shop.a")])
 
-    assert take_all(reader, group) == ["shop.a"]
+    assert take_all(reader, group, 1) == ["shop.a"]
 
 
 def test_nobody_there_is_an_error_at_once(transport: MakeTransport, group: Group) -> None:
@@ -812,13 +823,13 @@ def test_nobody_there_is_an_error_at_once(transport: MakeTransport, group: Group
 
     calls: list[Callable[[], object]] = [
         lambda: nowhere.publish([parcel()]),
-        lambda: nowhere.receive(group, 5.0),
+        lambda: nowhere.receive(group, 60.0),
     ]
     for refused in calls:
         with pytest.raises(RelayError, match=r"127\.0\.0\.1:1.*refused"):
             refused()
 
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 30.0
 
 
 class TlsRabbitProcess(RabbitProcess):
@@ -852,21 +863,20 @@ def test_the_apps_tls_is_spoken_and_hangs_are_noticed_there_too(group: Group) ->
             "ca_certs": str(server.certificate),
             "cert_reqs": ssl.CERT_REQUIRED,
         }
-        both = RabbitMQ(app, limits=Limits(timeout=2.0))
+        both = RabbitMQ(app, limits=Limits(timeout=5.0))
         both.declare(group)
         both.publish([parcel(f"shop.task{number}", b" " * 200_000) for number in range(10)])
-        assert len(take_all(both, group)) == 10
+        assert len(take_all(both, group, 10)) == 10
 
-        server.kill("SIGSTOP")
         calls: list[Callable[[], object]] = [
             lambda: both.publish([parcel()]),
             lambda: both.declare(group),
             lambda: both.publish([parcel()]),
         ]
-        for refused in calls:
-            began = time.monotonic()
-            with pytest.raises(RelayError, match="did not answer within 2 s"):
-                refused()
-            assert time.monotonic() - began < 4.0
-        server.kill("SIGCONT")
+        with hanging(server):
+            for refused in calls:
+                began = time.monotonic()
+                with pytest.raises(RelayError, match="did not answer within 5 s"):
+                    refused()
+                assert time.monotonic() - began < 30.0
         both.close()
