@@ -49,8 +49,9 @@ PACE_SECONDS = 0.01
 QUIET_SECONDS = 45.0
 STOPS_WITHIN_SECONDS = 60.0
 
-# A job that nobody has heard of for so long is lost; Redis has it for up to ten seconds.
-LOST_AFTER_SECONDS = 15.0
+# A job that nobody has heard of for so long is lost, or comes again after minutes: a worker looks
+# now and then only into what Redis keeps of those that are gone.
+LOST_AFTER_SECONDS = 30.0
 
 # How often the dead letters are read.
 LETTERS_EVERY_SECONDS = 1.0
@@ -274,7 +275,15 @@ class _Chaos:
             self._see_after_workers()
             waiting = len(ids) - len(to_send) - len(self._ended) - lost
             if self._is_quiet(LOST_AFTER_SECONDS):  # by a broker that is killed, or a worker
-                lost, waiting = lost + waiting, 0
+                again = [  # without these a run proves nothing
+                    task_id
+                    for task_id in ids[: len(ids) - len(to_send)]
+                    if task_id.startswith((POISON, MURDER)) and task_id not in self._ended
+                ]
+                for task_id in again:
+                    self._send(task_id)
+                lost, waiting = lost + waiting - len(again), len(again)
+                self._last_line_at = time.monotonic()
             if to_send and waiting <= JOBS_AHEAD:
                 for _ in range(min(JOBS_AT_ONCE, len(to_send))):
                     self._send(to_send.pop())
