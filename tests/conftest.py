@@ -65,7 +65,7 @@ def no_swallowed_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def no_thread_left() -> Iterator[None]:
     """Fail if a test leaves a thread of the broadcast behind."""
     yield
-    wait_until(lambda: not broadcast_threads(), timeout_seconds=5.0)
+    wait_until(lambda: not broadcast_threads(), failure=lambda: f"{broadcast_threads()}")
 
 
 def broadcast_threads() -> list[str]:

@@ -52,8 +52,10 @@ def find_program(name: str) -> str:
 
 # Below the ports that the kernel gives to outgoing connections (32768 and up): a
 # client that reconnects while its server is away could otherwise be given the
-# server's own port, and talk to itself. Each test run starts at another.
-_ports = itertools.count(20_000 + secrets.randbelow(10_000))  # random has the tests' seed
+# server's own port, and talk to itself. Each test run starts at another, and each of its
+# processes: a server that is being started again mustn't find its port taken by another's.
+_process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+_ports = itertools.count(20_000 + 3_000 * _process + secrets.randbelow(2_000))  # random is seeded
 
 
 def free_port() -> int:

@@ -210,8 +210,9 @@ def test_an_event_has_the_same_id_on_every_delivery_and_when_it_is_replayed(shop
 
 
 def test_a_handler_may_take_longer_than_the_lease(shop: Shop) -> None:
-    shop.publish("slow-1")
+    shop.config["broadcast_relay_lease"] = 3.0  # the handler takes four seconds
     with shop.consumer(), shop.consumer():
+        shop.publish("slow-1")
         wait_until(lambda: shop.lines("handled"))
 
     assert shop.lines("began") == ["slow-1"]
@@ -246,6 +247,7 @@ def test_what_is_not_handled_in_time_goes_to_another_at_once(shop: Shop) -> None
 
 
 def test_the_second_ctrl_c_does_not_wait(shop: Shop) -> None:
+    shop.config["broadcast_drain_timeout"] = 50.0
     with shop.consumer() as consumer:
         shop.publish("hang-1")
         wait_until(lambda: shop.lines("began"))
@@ -253,7 +255,7 @@ def test_the_second_ctrl_c_does_not_wait(shop: Shop) -> None:
         wait_until(lambda: "handles what is in hand" in consumer.logs())
         consumer.kill("SIGINT")
 
-        assert consumer.wait(8.0) == 130
+        assert consumer.wait() == 130
 
 
 def test_the_process_ends_with_a_code_when_a_consumer_gives_up(shop: Shop) -> None:
@@ -261,14 +263,16 @@ def test_the_process_ends_with_a_code_when_a_consumer_gives_up(shop: Shop) -> No
         for number in range(5):
             shop.publish(f"ok-{number}")
 
-        assert consumer.wait(30.0) == 1
+        assert consumer.wait() == 1
         assert "quitter gave up" in consumer.logs()
 
 
 def test_the_commands_show_replay_and_purge_dead_letters(shop: Shop) -> None:
     shop.publish("raise-1", "raise-2")
-    with shop.consumer():
+    with shop.consumer() as consumer:
         wait_until(lambda: len(shop.letters()) == 2)
+        consumer.kill("SIGTERM")  # killed, it may not have acknowledged the last one
+        assert consumer.wait() == 0
 
     listed = json.loads(shop.command("dead-letters", "list", "pager", "--json").stdout)
     assert {letter["events"][0]["taskid"] for letter in listed} == {"raise-1", "raise-2"}
@@ -328,6 +332,7 @@ def test_what_cannot_be_consumed_is_said_at_once(
 
 
 def test_the_broker_knows_how_many_replicas_there_are(shop: Shop) -> None:
+    shop.config["broadcast_relay_lease"] = 30.0  # or a slow one is taken for gone
     with shop.consumer():
         shop.publish("ok-1")
         wait_until(lambda: shop.lines("handled"))

@@ -148,9 +148,7 @@ def test_they_are_in_one_trace_with_the_job_where_celery_is_instrumented(traced:
         worker.ready()
         trace_id, sender = traced.send()
 
-        wait_until(
-            lambda: traced.spans("store") and traced.spans("run/job_app_traced.charge"), 30.0
-        )
+        wait_until(lambda: traced.spans("store") and traced.spans("run/job_app_traced.charge"))
 
     (run,) = traced.spans("run/job_app_traced.charge")
     (store,) = traced.spans("store")
@@ -186,7 +184,7 @@ def test_a_pool_process_flushes_what_its_consumers_still_do_as_the_page_has_it(
         assert traced.spans("store") == []
 
         worker.kill("SIGTERM")
-        assert worker.wait(30.0) == 0
+        assert worker.wait() == 0
 
     assert sorted((span["trace"], span["parent"]) for span in traced.spans("store")) == sorted(sent)
 

@@ -135,6 +135,7 @@ def test_every_event_of_every_job_is_handled_whatever_dies_and_poison_is_put_asi
         worker.kill("SIGTERM")
         assert worker.wait() == 0
         for process in replicas.processes:
+            process.ready()  # one that was started again just now may not be
             process.kill("SIGTERM")
             assert process.wait() == 0
     assert set(shop.lines("handled")) == {*fine, "mend-1"}

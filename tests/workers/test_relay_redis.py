@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -129,7 +130,7 @@ def test_a_type_that_no_group_was_declared_for_takes_no_room(
 
 
 def test_each_of_several_event_types_has_its_turn(connect: Connect) -> None:
-    streams = connect()
+    streams = connect(LONG_LEASE)
     streams.declare(AUDIT)
     streams.publish([parcel(number) for number in range(50)])
     streams.publish([parcel(50, "JobFinished")])
@@ -201,7 +202,7 @@ def test_what_is_sent_to_a_group_is_for_it_alone_and_comes_first(
 
 
 def test_what_was_sent_to_the_group_alone_says_so(connect: Connect) -> None:
-    streams = connect()
+    streams = connect(LONG_LEASE)
     streams.declare(PAGER)
     streams.publish([parcel(1)])
     streams.send_to(PAGER, [parcel(2)])
@@ -284,17 +285,18 @@ def test_what_was_sent_to_the_group_alone_is_taken_over_too(
 
 
 def test_a_renewed_parcel_stays_with_its_replica(connect: Connect) -> None:
-    slow, quick = connect(), connect()
+    limits = Limits(lease=3.0, timeout=2.0)
+    slow, quick = connect(limits), connect(limits)
     slow.declare(PAGER)
     slow.publish([parcel(1)])
     received = take(slow, PAGER)
 
-    until = time.monotonic() + 4 * LIMITS.lease
+    until = time.monotonic() + 1.5 * limits.lease
     while time.monotonic() < until:
         slow.renew(PAGER, [received])
-        assert quick.receive(PAGER, LIMITS.lease / 4) is None
+        assert quick.receive(PAGER, limits.lease / 8) is None
 
-    assert take(quick, PAGER).deliveries == 1  # once it isn't renewed any more
+    assert take(quick, PAGER, 30.0).deliveries == 1  # once it isn't renewed any more
 
 
 def test_renewing_what_another_has_taken_over_leaves_it_there_and_says_so(
@@ -446,7 +448,7 @@ def test_what_waits_longer_than_its_ttl_is_dropped(connect: Connect, raw: redis.
 def test_what_is_dropped_while_a_replica_has_it_is_counted_and_said(
     connect: Connect, raw: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, other = connect(), connect()
+    one, other = connect(LONG_LEASE), connect()
     one.declare(PAGER)
     one.publish([parcel(1), parcel(2)])
     take(one, PAGER)
@@ -454,8 +456,12 @@ def test_what_is_dropped_while_a_replica_has_it_is_counted_and_said(
 
     raw.xtrim(FAILED, maxlen=0, approximate=False)
 
-    assert other.receive(PAGER, 2 * LIMITS.lease) is None
-    assert "2 parcels were dropped from Redis while a replica had them" in caplog.text
+    def dropped() -> int:
+        assert other.receive(PAGER, 0.05) is None
+        said = r"(\d+) parcels were dropped from Redis while a replica had them"
+        return sum(map(int, re.findall(said, caplog.text)))
+
+    wait_until(lambda: dropped() == 2)
     assert pending(raw)["pending"] == 0
 
 
@@ -552,7 +558,7 @@ def test_one_refused_entry_does_not_hide_that_the_others_arrived(
 def test_a_server_that_hangs_is_an_error_within_the_timeout(
     connect: Connect, server: RedisProcess
 ) -> None:
-    streams, never_connected = (connect(Limits(timeout=0.3)) for _ in range(2))
+    streams, never_connected = (connect(Limits(timeout=2.0)) for _ in range(2))
     streams.declare(PAGER)
     server.kill("SIGSTOP")
     try:
@@ -563,9 +569,9 @@ def test_a_server_that_hangs_is_an_error_within_the_timeout(
         ]
         for call in calls:
             started_at = time.monotonic()
-            with pytest.raises(RelayError, match=r"didn't answer within 0\.3 s"):
+            with pytest.raises(RelayError, match="didn't answer within 2 s"):
                 call()
-            assert time.monotonic() - started_at < 1.5
+            assert time.monotonic() - started_at < 30.0
         streams.close()
     finally:
         server.kill("SIGCONT")
@@ -588,7 +594,7 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(connect: Connect) 
 def test_a_server_that_comes_back_empty_is_used_as_before(
     connect: Connect, server: RedisProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publisher, one, other = connect(), connect(), connect()
+    publisher, one, other = connect(), connect(), connect(LONG_LEASE)
     one.declare(PAGER)
     publisher.publish([parcel(1)])
     held = take(one, PAGER)
@@ -625,7 +631,7 @@ def test_a_stream_that_is_deleted_under_a_waiting_replica_is_declared_anew(
 def test_a_full_server_refuses_what_is_published_and_what_is_there_can_be_read(
     connect: Connect, raw: redis.Redis
 ) -> None:
-    publisher, reader = connect(), connect()
+    publisher, reader = connect(), connect(LONG_LEASE)
     publisher.declare(PAGER)
     publisher.publish([parcel(1), parcel(2)])
     raw.config_set("maxmemory", 1)
