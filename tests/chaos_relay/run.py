@@ -56,6 +56,10 @@ LOST_AFTER_SECONDS = 30.0
 # How often the dead letters are read.
 LETTERS_EVERY_SECONDS = 1.0
 
+#: What a worker writes when Celery ends it, with the exit code 1: of a Redis that goes while there
+#: is a job to acknowledge, kombu makes an error that Celery doesn't expect.
+GIVEN_UP = "Unrecoverable error"
+
 _SIGKILL = -9
 
 
@@ -103,8 +107,6 @@ class Result:
         letters: the dead letters, by group.
         done: what was done to replicas and broker, and how often.
         deaths: how many replicas died of an event, by group.
-        crashes: how many workers Celery has ended by itself, as it does at some
-            restarts of a broker.
         exit_codes: of workers and replicas that were asked to end, by their names.
         logs: of workers and replicas, by their names.
         seconds: how long the jobs took, and until every group had its events.
@@ -116,11 +118,15 @@ class Result:
     letters: dict[str, list[Letter]] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
     deaths: Counter[str] = field(default_factory=Counter)
-    crashes: int = 0
     exit_codes: dict[str, int] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     troubles: list[str] = field(default_factory=list)
+
+    @property
+    def given_up(self) -> frozenset[str]:
+        """The workers that Celery has ended, as it does at some restarts of a broker."""
+        return frozenset(name for name, log in self.logs.items() if GIVEN_UP in log)
 
 
 Strike: TypeAlias = tuple[int, str]
@@ -240,7 +246,8 @@ class _Chaos:
             plan(Random(f"{self._order.seed} plan"), self._order),
         )
         for worker in self._workers:
-            worker.ready()
+            if GIVEN_UP not in worker.logs():  # it is ending, or has ended
+                worker.ready()
             worker.kill("SIGTERM")
         for worker in self._workers:
             self._see_end_of(worker)
@@ -335,8 +342,9 @@ class _Chaos:
     def _see_after_workers(self) -> None:
         for number, worker in enumerate(self._workers):
             if worker.status == "exited":
-                self.result.crashes += 1
-                self.result.logs[worker.name] = worker.logs()
+                log = self.result.logs[worker.name] = worker.logs()
+                if GIVEN_UP not in log:
+                    self.result.troubles.append(f"{worker.name} ended by itself: {worker.wait()}")
                 worker.teardown()
                 self._workers[number] = self._new_worker()
 

@@ -24,7 +24,7 @@ def summary(result: Result) -> str:
         "events published": str(len(published)),
         "done": counted(result.done),
         "died of an event": counted(result.deaths),
-        "workers ended by Celery": str(result.crashes),
+        "workers ended by Celery": str(len(result.given_up)),
         "handled": counted(handled),
         "handled again": counted(duplicates(result)),
         "dead letters": counted(letters),

@@ -167,6 +167,17 @@ def test_an_event_may_be_put_aside_again_for_each_restart_of_the_broker() -> Non
     assert any("dead letters of 'pager'" in found for found in complaints(result))
 
 
+def test_a_worker_may_fail_that_celery_has_ended() -> None:
+    result = what_came_out()
+    result.exit_codes["worker-1"] = result.exit_codes.pop("1") + 1
+    assert complaints(result) == ["The exit code of worker-1 is 1."]
+
+    result.logs["worker-1"] = "[...] CRITICAL/MainProcess] Unrecoverable error: AttributeError()"
+    assert complaints(result) == []
+    result.exit_codes["worker-1"] = 3
+    assert complaints(result) == ["The exit code of worker-1 is 3."]
+
+
 def test_what_nobody_struck_comes_once() -> None:
     result = Result(ORDER)
 

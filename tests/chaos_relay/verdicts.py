@@ -162,7 +162,7 @@ def _of_strikes(result: Result) -> Iterator[str]:
 def _of_ends(result: Result) -> Iterator[str]:
     """Every process ended as it was asked to, and said nothing that is wrong."""
     for name, code in result.exit_codes.items():
-        if code:
+        if code and not (code == 1 and name in result.given_up):
             yield f"The exit code of {name} is {code}."
     if len(result.exit_codes) != WORKERS + REPLICAS * len(GROUPS):
         yield f"Only these have ended: {sorted(result.exit_codes)}"
