@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import shutil
 import sys
+import unicodedata
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 # Of a job's id and of an error, in a terminal, in characters.
 _OF_ID = 8
 _OF_ERROR = 200
+
+# What stands where a line was cut.
+_CUT = "..."
 
 
 @click.command()
@@ -127,8 +133,27 @@ def _show_as_json(_: Arrived, sent: str) -> None:
 def _show_as_text(arrived: Arrived, _: str) -> None:
     line = " ".join(line_of(arrived, is_short=sys.stdout.isatty()).split())
     printable = "".join(letter if letter.isprintable() else "?" for letter in line)
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(printable)
-    click.echo(printable if len(printable) <= columns else f"{printable[: columns - 3]}...")
+    if sys.stdout.isatty():
+        printable = cut(printable, shutil.get_terminal_size().columns)
+    click.echo(printable)
+
+
+def cut(text: str, columns: int) -> str:
+    """Return a text, or as much of it as fits into so many columns of a terminal.
+
+    A letter of Chinese, Japanese or Korean, or an emoji, takes two of them, and a
+    mark that is drawn over the letter before it takes none.
+    """
+    ends = list(itertools.accumulate(map(_columns_of, text)))
+    if not ends or ends[-1] <= columns:
+        return text
+    return text[: bisect.bisect_right(ends, columns - len(_CUT))] + _CUT
+
+
+def _columns_of(letter: str) -> int:
+    if unicodedata.combining(letter):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def line_of(arrived: Arrived, *, is_short: bool) -> str:

@@ -18,7 +18,7 @@ from parcels import as_json, parcel_of, sent
 from recorder import make_event, subscribe
 
 from celery_broadcast import JobEvent, JobFailed, JobFinished, JobStarted
-from celery_broadcast.command_tail import line_of
+from celery_broadcast.command_tail import cut, line_of
 from celery_broadcast.commands import broadcast
 from celery_broadcast.relay.choice import Choice
 from celery_broadcast.subscription import registry
@@ -182,3 +182,20 @@ def test_a_start_has_no_runtime() -> None:
 
     assert line_of(arrived, is_short=True).startswith("00:00:00 JobStarted")
     assert line_of(arrived, is_short=True).endswith("celery@a")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("1234567890", "1234567890"),
+        ("12345678901", "1234567..."),
+        ("注文注文注", "注文注文注"),
+        ("注文注文注文", "注文注..."),
+        ("1注文注文注", "1注文注..."),
+        ("e\u0301" * 10, "e\u0301" * 10),
+        ("e\u0301" * 11, "e\u0301" * 7 + "..."),
+    ],
+)
+def test_a_line_is_cut_where_the_columns_of_the_terminal_end(text: str, shown: str) -> None:
+    assert cut(text, 10) == shown
