@@ -170,9 +170,11 @@ def test_with_a_key_only_what_is_signed_with_it_is_shown(broker: MemoryBroker) -
 
 def test_a_broker_that_cannot_be_reached_at_the_start_is_an_error(broker: MemoryBroker) -> None:
     broker.is_away = True
+    screen = Screen(broker)
 
     with pytest.raises(RelayError, match="It is away"):
-        Screen(broker).tail.start()
+        screen.tail.start()
+    assert screen.transport.is_closed
 
 
 def test_a_broker_that_goes_away_is_said_once_and_read_when_it_is_back(

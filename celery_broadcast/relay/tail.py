@@ -59,9 +59,13 @@ class Tail:
         """Begin to watch.
 
         Raises:
-            RelayError: the broker can't be reached, or refuses.
+            RelayError: the broker can't be reached, or refuses. The tail is closed then.
         """
-        self._look(0.0)
+        try:
+            self._look(0.0)
+        except RelayError:
+            self._transport.close()
+            raise
 
     def run(self, has_ended: Callable[[], bool]) -> None:
         """Show what comes until `has_ended` says so; a broker that goes away is waited for."""
